@@ -1,0 +1,557 @@
+//! What is to become of a packet: flows first, then rules.
+//!
+//! Until a decision to translate is final nothing lasting is changed that would be wrong if XDP
+//! then left the packet to TC, which decides again.
+
+use crate::{
+    address::{Address, Ipv4, Macs},
+    flow::{
+        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, RESET, Side, Tuple, UNANSWERED,
+        is_closing,
+    },
+    layout::{Hook, XDP_TARGET},
+    parse::{Datagram, Transport},
+    reason::Reason,
+    rule::Rule,
+    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
+    tcp::{self, Segment},
+};
+
+/// A hop towards the inside is asked anew after this many ns, also when no controller says that
+/// something has changed.
+pub const HOP_LIFETIME: u64 = 1_000_000_000;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision<A> {
+    Translate { to: Tuple<A>, onward: Onward<A>, slot: u32, direction: u8 },
+    /// Nothing but what the reason's verdict says. `slot`: the rule that it was about, if any.
+    Stop { reason: Reason, slot: Option<u32> },
+}
+
+/// How a translated packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward<A> {
+    /// To a known neighbour.
+    Hop(Hop),
+    /// Through the kernel's neighbour resolution (TC only).
+    Neighbour { ifindex: u32, next_hop: A },
+    /// Through the host's stack (TC only).
+    Host,
+    /// It is leaving already (TC egress).
+    Egress,
+}
+
+/// How the packet came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub side: Side,
+    pub macs: Macs,
+    /// The MTU of the interface, and whether XDP may send by it.
+    pub mtu: u32,
+    pub from_xdp: bool,
+}
+
+impl Arrival {
+    pub const NOWHERE: Self =
+        Self { side: Side::External, macs: Macs::new([0; 6], [0; 6]), mtu: 0, from_xdp: false };
+
+    /// Back to where it came from: replies leave by the interface and to the neighbour of the request.
+    #[inline(always)]
+    fn way_back(&self, ifindex: u32) -> Hop {
+        Hop {
+            macs: self.macs.swapped(),
+            ifindex,
+            mtu: self.mtu,
+            from_xdp: self.from_xdp as u32,
+        }
+    }
+}
+
+/// Where flow entries are put together: the two would fill most of a BPF program's 512 bytes of stack.
+///
+/// Zeroes are a value of it; each part is written before it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<A> {
+    inward: Flow<A>,
+    outward: Flow<A>,
+    way: Way<A>,
+}
+
+impl Scratch<Ipv4> {
+    pub const EMPTY: Self = Self {
+        inward: Flow::ZERO,
+        outward: Flow::ZERO,
+        way: Way { onward: Onward::Host, hop: None },
+    };
+}
+
+/// The core and its surroundings, for one packet.
+pub struct Core<'a, A, F, W, C> {
+    pub flows: &'a mut F,
+    pub world: &'a W,
+    pub counters: &'a mut C,
+    pub scratch: &'a mut Scratch<A>,
+    /// Coarse monotonic clock, ns.
+    pub now: u64,
+}
+
+impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
+    /// Decides about a packet that came in (not at egress).
+    #[inline(always)]
+    pub fn ingress(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
+        let key = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            let Some(flow) = self.flows.find(stage, &key) else { continue };
+            let slot = flow.rule;
+            if !is_live(flow, datagram.protocol, self.world, self.now) {
+                if arrival.side == Side::Internal {
+                    return stop(Reason::Cut, slot);
+                }
+                let other = flow.other_key(&key);
+                self.remove(stage, &key, &other);
+                continue;
+            }
+            if datagram.transport == Transport::Malformed {
+                return stop(Reason::BadL4Length, slot);
+            }
+            if reopens(flow, datagram) {
+                let other = flow.other_key(&key);
+                self.remove(stage, &key, &other);
+                continue;
+            }
+            let (direction, to) = (flow.direction, flow.to);
+            let onward = match continue_flow(flow, datagram, arrival.side, self.world, self.now, &mut self.scratch.way) {
+                Ok(onward) => onward,
+                Err(reason) => return stop(reason, slot),
+            };
+            if stage == Stage::HalfOpen || datagram.segment.is_control() {
+                self.advance(stage, &key, datagram, arrival);
+            }
+            return Decision::Translate { to, onward, slot, direction };
+        }
+        match arrival.side {
+            Side::External => self.open(&key, datagram, arrival),
+            Side::Internal => no_match(),
+        }
+    }
+
+    /// Decides about a packet that the host's stack sends by an external interface: a reply that
+    /// did not take the direct way is translated here; its hop is counted and its next hop is
+    /// known already.
+    #[inline(always)]
+    pub fn egress(&mut self, datagram: &Datagram<A>) -> Decision<A> {
+        let key = FlowKey::new(datagram.tuple, datagram.protocol, Side::Internal);
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            let Some(flow) = self.flows.find(stage, &key) else { continue };
+            let slot = flow.rule;
+            if !is_live(flow, datagram.protocol, self.world, self.now) {
+                return stop(Reason::Cut, slot);
+            }
+            if datagram.transport == Transport::Malformed {
+                return stop(Reason::BadL4Length, slot);
+            }
+            touch(flow, datagram, self.now);
+            return Decision::Translate { to: flow.to, onward: Onward::Egress, slot, direction: flow.direction };
+        }
+        no_match()
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, stage: Stage, key: &FlowKey<A>, other: &FlowKey<A>) {
+        self.flows.remove(stage, key);
+        self.flows.remove(stage, other);
+    }
+
+    /// A new flow, if a rule allows one.
+    #[inline(always)]
+    fn open(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
+        if let Err(reason) = self.claim(datagram) {
+            let slot = self.scratch.inward.rule;
+            return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
+        }
+        let Scratch { inward, way, .. } = &mut *self.scratch;
+        let (slot, to) = (inward.rule, inward.to);
+        let found = find_way(&inward.to, datagram, Side::External, self.world, way);
+        let onward = match found.and_then(|()| fit(way.onward, datagram, INWARD, self.world)) {
+            Ok(onward) => onward,
+            Err(reason) => return stop(reason, slot),
+        };
+        match self.create(key, datagram, arrival) {
+            Ok(()) => Decision::Translate { to, onward, slot, direction: INWARD },
+            Err(reason) => stop(reason, slot),
+        }
+    }
+
+    /// Finds the rule for a packet without a flow and whether it may open one: then the rule and
+    /// the rewrite are in the scratch's inward entry. With an error other than
+    /// [`Reason::NoMatch`] the rule is there.
+    ///
+    /// A function of its own, like [`find_way`] and [`Core::create`], so that the three have the
+    /// rest of the stack one after the other. Such functions return scalars: where a BPF function
+    /// returns nothing (a large result counts as nothing), R0 holds what happens to be left in it,
+    /// and the verifier refuses that if it is an address on the stack.
+    #[inline(never)]
+    fn claim(&mut self, datagram: &Datagram<A>) -> Result<(), Reason> {
+        let port = datagram.tuple.dst_port;
+        let slot = self.world.rule_for(datagram.tuple.dst, datagram.protocol, port.number()).ok_or(Reason::NoMatch)?;
+        let rule = self.world.rule(slot).filter(|rule| rule.is_open(self.now)).ok_or(Reason::NoMatch)?;
+        let inward = &mut self.scratch.inward;
+        (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
+        inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
+        may_open(datagram, rule, self.world)
+    }
+
+    /// Makes the flow that [`Core::claim`] and [`find_way`] have left in the scratch.
+    #[inline(never)]
+    fn create(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
+        self.compose(key, arrival);
+        touch(&mut self.scratch.inward, datagram, self.now);
+        self.insert_both(key)
+    }
+
+    /// Both entries of a new flow whose rule and rewrite are in the scratch's inward one.
+    #[inline(always)]
+    fn compose(&mut self, key: &FlowKey<A>, arrival: &Arrival) {
+        let generation = self.world.generation();
+        let Scratch { inward, way, .. } = &mut *self.scratch;
+        inward.last_seen = self.now;
+        inward.hop_checked = self.now;
+        inward.created = self.now;
+        (inward.packets, inward.bytes) = (0, 0);
+        inward.hop = way.hop.unwrap_or_default();
+        // Of an older generation it is never fresh: the next packet asks again.
+        inward.hop_generation = if way.hop.is_some() { generation } else { generation.wrapping_sub(1) };
+        inward.expected_ack = 0;
+        inward.direction = INWARD;
+        inward.progress = UNANSWERED;
+        inward.ended = 0;
+        inward.hop_is_learned = 0;
+        self.compose_outward(key, arrival);
+    }
+
+    /// The entry for the replies to the scratch's inward one: they leave by the interface, and to
+    /// the neighbour, that the request came from.
+    #[inline(always)]
+    fn compose_outward(&mut self, key: &FlowKey<A>, arrival: &Arrival) {
+        let Scratch { inward, outward, .. } = &mut *self.scratch;
+        *outward = *inward;
+        outward.to = key.tuple.reversed();
+        outward.hop = arrival.way_back(self.world.ifindex());
+        outward.hop_generation = self.world.generation();
+        outward.hop_is_learned = 1;
+        outward.direction = OUTWARD;
+        (outward.packets, outward.bytes) = (0, 0);
+    }
+
+    /// Makes the scratch's entries a half-open flow, the reply's first. What another CPU has made
+    /// meanwhile for the same packets is adopted.
+    #[inline(always)]
+    fn insert_both(&mut self, key: &FlowKey<A>) -> Result<(), Reason> {
+        let back = self.scratch.inward.other_key(key);
+        if let Some(there) = self.flows.find(Stage::Established, &back)
+            && !there.has_same_owner(&self.scratch.outward)
+        {
+            if is_live(there, key.protocol, self.world, self.now) {
+                return Err(Reason::PortCollision);
+            }
+            let other = there.other_key(&back);
+            self.remove(Stage::Established, &back, &other);
+        }
+        self.insert_or_adopt(&back, OUTWARD)?;
+        self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))
+    }
+
+    #[inline(always)]
+    fn insert_or_adopt(&mut self, key: &FlowKey<A>, direction: u8) -> Result<(), Reason> {
+        let flow = if direction == INWARD { &self.scratch.inward } else { &self.scratch.outward };
+        match self.flows.insert_new(Stage::HalfOpen, key, flow) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full) => return Err(Reason::TableFull),
+            Err(Refused::Exists) => {}
+        }
+        match self.flows.find(Stage::HalfOpen, key) {
+            Some(there) if there.has_same_owner(flow) => Ok(()),
+            Some(there) if is_live(there, key.protocol, self.world, self.now) => Err(Reason::PortCollision),
+            // A cut flow's, or gone meanwhile.
+            _ => {
+                self.flows.remove(Stage::HalfOpen, key);
+                self.flows.insert_new(Stage::HalfOpen, key, flow).map_err(|_| Reason::TableFull)
+            }
+        }
+    }
+
+    /// Moves a flow on in its life, on both of its entries.
+    #[inline(always)]
+    fn advance(&mut self, stage: Stage, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) {
+        let Some(flow) = self.flows.find(stage, key) else { return };
+        let ended = ends(&datagram.segment, flow.direction);
+        flow.ended |= ended;
+        let other = flow.other_key(key);
+        if flow.direction == INWARD && stage == Stage::HalfOpen && proves(flow, datagram) {
+            self.scratch.inward = *flow;
+            return self.promote(key, &other, arrival);
+        }
+        let answered = flow.direction == OUTWARD
+            && stage == Stage::HalfOpen
+            && flow.progress == UNANSWERED
+            && answers(datagram);
+        if answered {
+            flow.progress = ANSWERED;
+        }
+        if !answered && ended == 0 {
+            return;
+        }
+        let Some(flow) = self.flows.find(stage, &other) else { return };
+        flow.ended |= ended;
+        if answered {
+            flow.progress = ANSWERED;
+            flow.expected_ack = datagram.segment.seq.wrapping_add(1);
+        }
+    }
+
+    /// The half-open flow whose inward entry is in the scratch becomes established: both entries,
+    /// or none. Where the table is full the flow stays half-open, and works.
+    #[inline(always)]
+    fn promote(&mut self, key: &FlowKey<A>, back: &FlowKey<A>, arrival: &Arrival) {
+        match self.flows.find(Stage::HalfOpen, back) {
+            Some(outward) => self.scratch.outward = *outward,
+            // A flood may have evicted it; all that it held is known here too.
+            None => self.compose_outward(key, arrival),
+        }
+        match self.flows.insert_new(Stage::Established, back, &self.scratch.outward) {
+            Ok(()) => {}
+            Err(Refused::Full) => return,
+            Err(Refused::Exists) => match self.flows.find(Stage::Established, back) {
+                Some(there) if there.has_same_owner(&self.scratch.outward) => {}
+                _ => return,
+            },
+        }
+        match self.flows.insert_new(Stage::Established, key, &self.scratch.inward) {
+            Ok(()) => self.counters.count_session(self.scratch.inward.rule),
+            Err(Refused::Exists) => {}
+            Err(Refused::Full) => return self.flows.remove(Stage::Established, back),
+        }
+        self.remove(Stage::HalfOpen, key, back);
+    }
+}
+
+#[inline(always)]
+fn stop<A>(reason: Reason, slot: u32) -> Decision<A> {
+    Decision::Stop { reason, slot: Some(slot) }
+}
+
+#[inline(always)]
+fn no_match<A>() -> Decision<A> {
+    Decision::Stop { reason: Reason::NoMatch, slot: None }
+}
+
+/// Whether the flow's rule still carries it.
+#[inline(always)]
+fn is_live<A: Address, W: World<A>>(flow: &Flow<A>, protocol: u8, world: &W, now: u64) -> bool {
+    world.rule(flow.rule).is_some_and(|rule| rule.carries(protocol, flow.epoch, now))
+}
+
+/// Whether it is a client's SYN on a connection that is over: it starts a new one (RFC 9293
+/// section 3.6.1, RFC 5382 REQ-5).
+#[inline(always)]
+fn reopens<A: Address>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
+    datagram.segment.is_syn() && flow.direction == INWARD && is_closing(flow.ended)
+}
+
+#[inline(always)]
+fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, now: u64) {
+    flow.last_seen = now;
+    flow.packets += 1;
+    flow.bytes += u64::from(datagram.ip_len);
+}
+
+/// The side that packets of the flow's other direction come from.
+#[inline(always)]
+fn other_side(side: Side) -> Side {
+    match side {
+        Side::External => Side::Internal,
+        Side::Internal => Side::External,
+    }
+}
+
+/// Carries a packet of a live flow: finds its way on, and only then notes it in the entry.
+#[inline(always)]
+fn continue_flow<A: Address, W: World<A>>(
+    flow: &mut Flow<A>,
+    datagram: &Datagram<A>,
+    side: Side,
+    world: &W,
+    now: u64,
+    found: &mut Way<A>,
+) -> Result<Onward<A>, Reason> {
+    let mut onward = Onward::Hop(flow.hop);
+    if !hop_is_fresh(flow, side, world, now) {
+        if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
+            return Err(Reason::LeftToProbe);
+        }
+        find_way(&flow.to, datagram, side, world, found)?;
+        if let Some(hop) = found.hop {
+            flow.hop = hop;
+            flow.hop_checked = now;
+            flow.hop_generation = world.generation();
+            flow.hop_is_learned = 0;
+        }
+        onward = found.onward;
+    }
+    let onward = fit(onward, datagram, flow.direction, world)?;
+    touch(flow, datagram, now);
+    Ok(onward)
+}
+
+/// A learned hop holds as long as its interface does; another one for a second within a generation.
+#[inline(always)]
+fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, side: Side, world: &W, now: u64) -> bool {
+    let generation = world.generation();
+    if flow.hop_is_learned == 0 {
+        return flow.hop_generation == generation && now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME;
+    }
+    if flow.hop_generation == generation {
+        return true;
+    }
+    let stands = world
+        .interface(flow.hop.ifindex)
+        .is_some_and(|interface| interface.side == other_side(side) as u8);
+    if stands {
+        flow.hop_generation = generation;
+    }
+    stands
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Way<A> {
+    onward: Onward<A>,
+    /// What to remember; `None` while the neighbour is unknown.
+    hop: Option<Hop>,
+}
+
+/// Asks the kernel for the way to where a packet is translated to.
+///
+/// In TC the packet then goes through the kernel's neighbour code also where the neighbour is
+/// known: only its use there makes the kernel check a stale neighbour. (A function of its own: see
+/// [`Core::claim`].)
+#[inline(never)]
+fn find_way<A: Address, W: World<A>>(
+    to: &Tuple<A>,
+    datagram: &Datagram<A>,
+    side: Side,
+    world: &W,
+    way: &mut Way<A>,
+) -> Result<(), Reason> {
+    let query = RouteQuery { tuple: *to, protocol: datagram.protocol, tos: datagram.tos };
+    match world.route(&query) {
+        Route::Known { hop, next_hop } => {
+            let (mtu, from_xdp) = check_egress(hop.ifindex, side, world)?;
+            let hop = Hop { mtu, from_xdp, ..hop };
+            way.hop = Some(hop);
+            way.onward = match W::HOOK {
+                Hook::Xdp => Onward::Hop(hop),
+                _ => Onward::Neighbour { ifindex: hop.ifindex, next_hop },
+            };
+            Ok(())
+        }
+        Route::Unresolved { .. } if W::HOOK == Hook::Xdp => Err(Reason::LeftUnresolved),
+        Route::Unresolved { ifindex, next_hop } => {
+            check_egress(ifindex, side, world)?;
+            *way = Way { onward: Onward::Neighbour { ifindex, next_hop }, hop: None };
+            Ok(())
+        }
+        Route::None(reason) => Err(reason),
+    }
+}
+
+/// MTU of the egress interface and whether XDP may send by it, if translated packets may leave there at all.
+#[inline(always)]
+fn check_egress<A: Address, W: World<A>>(ifindex: u32, side: Side, world: &W) -> Result<(u32, u32), Reason> {
+    match world.interface(ifindex) {
+        Some(interface) if interface.side == other_side(side) as u8 => {
+            Ok((interface.mtu, (interface.flags & XDP_TARGET != 0) as u32))
+        }
+        _ => Err(Reason::WrongEgress),
+    }
+}
+
+/// Whether a packet can take a way as it is: TTL, length, XDP's reach.
+#[inline(always)]
+fn fit<A: Address, W: World<A>>(
+    onward: Onward<A>,
+    datagram: &Datagram<A>,
+    direction: u8,
+    world: &W,
+) -> Result<Onward<A>, Reason> {
+    if datagram.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let mtu = match onward {
+        Onward::Hop(hop) => Some(hop.mtu),
+        Onward::Neighbour { ifindex, .. } => world.interface(ifindex).map(|interface| interface.mtu),
+        Onward::Host | Onward::Egress => return Ok(onward),
+    };
+    let too_big = mtu.is_some_and(|mtu| datagram.ip_len > mtu) && !world.is_segmented();
+    if W::HOOK == Hook::Xdp {
+        return match onward {
+            _ if too_big => Err(Reason::LeftTooBig),
+            Onward::Hop(hop) if hop.from_xdp == 0 => Err(Reason::LeftToTc),
+            _ => Ok(onward),
+        };
+    }
+    match (too_big, direction, datagram.dont_fragment) {
+        (false, ..) => Ok(onward),
+        (true, INWARD, false) => Ok(Onward::Host),
+        // The stack tells the server, from its own address on that side.
+        (true, OUTWARD, true) => Err(Reason::LeftTooBig),
+        _ => Err(Reason::TooBig),
+    }
+}
+
+/// Whether a packet may open a flow of `rule`.
+#[inline(always)]
+fn may_open<A: Address, W: World<A>>(datagram: &Datagram<A>, rule: &Rule<A>, world: &W) -> Result<(), Reason> {
+    let source = datagram.tuple.src;
+    if source.is_impossible_source() || source == datagram.tuple.dst {
+        return Err(Reason::Spoofed);
+    }
+    match datagram.transport {
+        Transport::Malformed => return Err(Reason::BadL4Length),
+        Transport::Tcp if !datagram.segment.is_syn() => return Err(Reason::NoFlow),
+        _ => {}
+    }
+    if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, source) {
+        return Err(Reason::NotAllowed);
+    }
+    let inside = world
+        .route_interface(source)
+        .and_then(|ifindex| world.interface(ifindex))
+        .is_some_and(|interface| interface.side == Side::Internal as u8);
+    if inside { Err(Reason::Spoofed) } else { Ok(()) }
+}
+
+/// The `Flow::ended` bits that a segment sets.
+#[inline(always)]
+fn ends(segment: &Segment, direction: u8) -> u8 {
+    let fin = match (segment.flags & tcp::FIN != 0, direction) {
+        (false, _) => 0,
+        (true, INWARD) => FIN_INWARD,
+        (true, _) => FIN_OUTWARD,
+    };
+    fin | if segment.flags & tcp::RST != 0 { RESET } else { 0 }
+}
+
+/// Whether a reply shows that the target takes the session.
+#[inline(always)]
+fn answers<A>(datagram: &Datagram<A>) -> bool {
+    datagram.transport == Transport::Udp || datagram.segment.is_syn_ack()
+}
+
+/// Whether a client's packet shows that it has seen the target's answer, which no spoofer has.
+#[inline(always)]
+fn proves<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
+    let Segment { flags, ack, .. } = datagram.segment;
+    let acknowledges = flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && ack == inward.expected_ack;
+    inward.progress == ANSWERED && (datagram.transport == Transport::Udp || acknowledges)
+}

@@ -1,0 +1,171 @@
+//! Flows: what the packet path remembers of a session.
+//!
+//! A flow has two entries, one for each direction, each of them a full rewrite under the key that
+//! its packets have on the wire. Both lie in the same table: half-open flows in one that strangers
+//! may overflow, established ones in one that only their own end, their idle time or the operator
+//! empties (design, law 6).
+
+use crate::address::{Address, Ipv4, Macs, Port};
+
+/// Addresses and ports of a packet, as they stand on the wire.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple<A> {
+    pub src: A,
+    pub dst: A,
+    pub src_port: Port,
+    pub dst_port: Port,
+}
+
+impl<A: Address> Tuple<A> {
+    #[inline(always)]
+    pub fn reversed(self) -> Self {
+        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+    }
+}
+
+/// The class of an interface: a packet counts only for the side that it comes from.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    External = 0,
+    Internal = 1,
+}
+
+impl Side {
+    #[inline(always)]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::External),
+            1 => Some(Self::Internal),
+            _ => None,
+        }
+    }
+}
+
+/// Key of the flow tables. All its bytes are compared: the padding is named, and zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    pub tuple: Tuple<A>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`Side`].
+    pub side: u8,
+    padding: [u8; 2],
+}
+
+impl<A: Address> FlowKey<A> {
+    #[inline(always)]
+    pub fn new(tuple: Tuple<A>, protocol: u8, side: Side) -> Self {
+        Self { tuple, protocol, side: side as u8, padding: [0; 2] }
+    }
+}
+
+/// Where a packet goes next, and what its Ethernet header says then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    pub macs: Macs,
+    pub ifindex: u32,
+    /// The largest IP packet that the egress interface takes, in bytes.
+    pub mtu: u32,
+    /// Whether XDP may redirect to the egress interface: 0 or 1.
+    pub from_xdp: u32,
+}
+
+/// `Flow::direction`: towards the target.
+pub const INWARD: u8 = 0;
+/// `Flow::direction`: from the target to the client.
+pub const OUTWARD: u8 = 1;
+
+/// `Flow::progress`, on a half-open flow's inward entry: nothing has come back yet.
+pub const UNANSWERED: u8 = 0;
+/// `Flow::progress`, on a half-open flow's inward entry: the target has answered.
+pub const ANSWERED: u8 = 1;
+
+/// `Flow::ended` bits, on both entries.
+pub const FIN_INWARD: u8 = 1;
+/// See [`FIN_INWARD`].
+pub const FIN_OUTWARD: u8 = 2;
+/// A RST from either end.
+pub const RESET: u8 = 4;
+
+/// Whether a TCP flow with these `Flow::ended` bits is over, so that a SYN may start it anew.
+#[inline(always)]
+pub fn is_closing(ended: u8) -> bool {
+    ended & RESET != 0 || ended & (FIN_INWARD | FIN_OUTWARD) == FIN_INWARD | FIN_OUTWARD
+}
+
+/// One direction of a flow.
+///
+/// The counters are plain stores: two CPUs that carry one flow at the same moment may lose a
+/// packet in them (the counters of the rule are per CPU and exact).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// Monotonic clock in ns, of the last packet in this direction.
+    pub last_seen: u64,
+    /// Monotonic clock in ns, when the hop was last asked of the kernel; see [`Flow::hop_is_learned`].
+    pub hop_checked: u64,
+    /// Monotonic clock in ns, the same on both entries.
+    pub created: u64,
+    pub packets: u64,
+    /// Of the IP packets.
+    pub bytes: u64,
+    /// What the packet has after the rewrite.
+    pub to: Tuple<A>,
+    /// Slot of the rule.
+    pub rule: u32,
+    /// The rule's epoch for this protocol when the flow was made.
+    pub epoch: u32,
+    pub hop_generation: u32,
+    pub hop: Hop,
+    /// TCP, half-open, inward entry: the acknowledgement that proves that the client has seen the
+    /// target's SYN-ACK (RFC 9293: its sequence number plus one), host byte order.
+    pub expected_ack: u32,
+    pub direction: u8,
+    pub progress: u8,
+    pub ended: u8,
+    /// 1 where the hop is where the request came from; 0 where the route decides.
+    pub hop_is_learned: u8,
+}
+
+impl Flow<Ipv4> {
+    pub const ZERO: Self = Self {
+        last_seen: 0,
+        hop_checked: 0,
+        created: 0,
+        packets: 0,
+        bytes: 0,
+        to: Tuple { src: Ipv4::new([0; 4]), dst: Ipv4::new([0; 4]), src_port: Port::new(0), dst_port: Port::new(0) },
+        rule: 0,
+        epoch: 0,
+        hop_generation: 0,
+        hop: Hop { macs: Macs::new([0; 6], [0; 6]), ifindex: 0, mtu: 0, from_xdp: 0 },
+        expected_ack: 0,
+        direction: 0,
+        progress: 0,
+        ended: 0,
+        hop_is_learned: 0,
+    };
+}
+
+impl<A: Address> Flow<A> {
+    /// Key of the same flow's entry for the other direction; `key` is this entry's own.
+    #[inline(always)]
+    pub fn other_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        let side = if self.direction == INWARD { Side::Internal } else { Side::External };
+        FlowKey::new(self.to.reversed(), key.protocol, side)
+    }
+
+    /// Whether both are the same direction of the same session of the same rule.
+    #[inline(always)]
+    pub fn has_same_owner(&self, other: &Self) -> bool {
+        self.rule == other.rule && self.epoch == other.epoch && self.to == other.to && self.direction == other.direction
+    }
+}
+
+// No padding but the named.
+const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 96);

@@ -1,0 +1,58 @@
+//! The bytes of one frame, wherever they lie: in an XDP buffer, in an skb, in a test's vector.
+
+use crate::checksum::Delta;
+
+/// An access goes beyond the frame's bytes (or beyond what the kernel lets a program reach).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfBounds;
+
+/// What can be copied out of a packet and into it: integers, in the byte order of the wire.
+pub trait Plain: Copy {}
+
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl<const N: usize> Plain for [u16; N] {}
+impl<const N: usize> Plain for [u32; N] {}
+
+/// A frame that starts with its Ethernet header.
+///
+/// Accesses have a fixed size, because the verifier follows those and refuses slices.
+pub trait Packet {
+    /// Length of the frame in bytes, Ethernet header and trailing padding included.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies a `T` from `offset`.
+    fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds>;
+
+    /// Writes `value` at `offset`. Succeeds wherever a [`Packet::read`] of the same place has.
+    fn write<T: Plain>(&mut self, offset: usize, value: T) -> Result<(), OutOfBounds>;
+
+    /// Adjusts the TCP or UDP checksum at `offset` for a change of the pseudo-header and of the
+    /// segment itself.
+    ///
+    /// The two are apart because a checksum that an offload has still to finish
+    /// (`CHECKSUM_PARTIAL`) covers only the pseudo-header: an skb needs to be told which is which.
+    /// `udp`: a checksum of 0 means none and stays 0, and a computed 0 becomes 0xffff (RFC 768).
+    #[inline(always)]
+    fn adjust_l4_checksum(
+        &mut self,
+        offset: usize,
+        pseudo_header: Delta,
+        segment: Delta,
+        udp: bool,
+    ) -> Result<(), OutOfBounds> {
+        let old: u16 = self.read(offset)?;
+        if udp && old == 0 {
+            return Ok(());
+        }
+        let mut new = pseudo_header.and(segment).apply(old);
+        if udp && new == 0 {
+            new = 0xffff;
+        }
+        self.write(offset, new)
+    }
+}

@@ -1,0 +1,218 @@
+//! From bytes to what the core decides on.
+
+use crate::{
+    address::{Address, Ipv4, Macs, Port},
+    checksum,
+    flow::Tuple,
+    packet::{OutOfBounds, Packet},
+    reason::Reason,
+    tcp::Segment,
+    wire::{ethernet, ipv4, tcp, udp},
+};
+
+/// The Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    pub macs: Macs,
+    /// As it lies in memory.
+    pub ether_type: u16,
+}
+
+/// What is above IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+    /// Its ports can be read, but its header cannot be right for the packet's length.
+    Malformed,
+}
+
+/// A whole (not fragmented) TCP or UDP packet whose IP header is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram<A> {
+    pub tuple: Tuple<A>,
+    /// IP protocol number, TCP or UDP.
+    pub protocol: u8,
+    pub transport: Transport,
+    /// All zero unless it is TCP. (Not a part of `Transport`: copying an enum whose other variants
+    /// leave bytes undefined makes the compiler copy whatever a register holds, which the BPF
+    /// verifier refuses if it is an address.)
+    pub segment: Segment,
+    pub ttl: u8,
+    pub tos: u8,
+    /// As it lies in memory.
+    pub ip_checksum: u16,
+    /// TCP's or UDP's, as it lies in memory; meaningless where malformed.
+    pub l4_checksum: u16,
+    /// Length of the IP packet in bytes; what the frame has behind it is padding.
+    pub ip_len: u32,
+    /// Length of the IP header in bytes.
+    pub header_len: u32,
+    pub dont_fragment: bool,
+}
+
+impl<A> Datagram<A> {
+    /// Offset of the TCP or UDP header from the frame's start.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        // The mask says again what the parser has made sure of: kept in memory in between, the
+        // verifier would not know the bound any more.
+        ethernet::LEN + (self.header_len & 0x3c) as usize
+    }
+
+    /// Offset of the TCP or UDP checksum from the frame's start.
+    #[inline(always)]
+    pub fn l4_checksum_offset(&self) -> usize {
+        self.l4() + if self.protocol == tcp::NUMBER { tcp::CHECKSUM } else { udp::CHECKSUM }
+    }
+
+    /// Length of the TCP segment or UDP datagram in bytes.
+    #[inline(always)]
+    pub fn l4_len(&self) -> u32 {
+        self.ip_len.wrapping_sub(self.header_len)
+    }
+}
+
+impl Datagram<Ipv4> {
+    pub const NOTHING: Self = Self {
+        tuple: Tuple { src: Ipv4::new([0; 4]), dst: Ipv4::new([0; 4]), src_port: Port::new(0), dst_port: Port::new(0) },
+        protocol: 0,
+        transport: Transport::Malformed,
+        segment: Segment::NONE,
+        ttl: 0,
+        tos: 0,
+        ip_checksum: 0,
+        l4_checksum: 0,
+        ip_len: 0,
+        header_len: 0,
+        dont_fragment: false,
+    };
+}
+
+/// Reads the Ethernet header.
+#[inline(always)]
+pub fn ethernet<P: Packet>(packet: &P) -> Result<Ethernet, OutOfBounds> {
+    Ok(Ethernet { macs: Macs::from_words(packet.read(0)?), ether_type: packet.read(ethernet::TYPE)? })
+}
+
+/// Reads an IPv4 packet behind the Ethernet header. The error is why the core has no say in it.
+#[inline(always)]
+pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
+    // RFC 791 section 3.1, five words in network byte order.
+    let words: [u32; ipv4::MIN_LEN / 4] = packet.read(ethernet::LEN).map_err(|_| Reason::ShortFrame)?;
+    let [first, second, third, src, dst] = words;
+    let [version_and_length, tos, ..] = first.to_ne_bytes();
+    let ip_len = u32::from_be(first) & 0xffff;
+    let flags_and_offset = u32::from_be(second) as u16;
+    let [ttl, protocol, ..] = third.to_ne_bytes();
+
+    let header_len = u32::from(version_and_length & 0x0f) * 4;
+    if version_and_length >> 4 != 4 || header_len < ipv4::MIN_LEN as u32 {
+        return Err(Reason::BadIpHeader);
+    }
+    if ip_len < header_len || ethernet::LEN + ip_len as usize > packet.len() {
+        return Err(Reason::BadIpLength);
+    }
+    if !checksum_is_right(packet, words, header_len as usize)? {
+        return Err(Reason::BadIpChecksum);
+    }
+    if flags_and_offset & ipv4::MF_OR_OFFSET != 0 {
+        return Err(Reason::Fragment);
+    }
+    if protocol != tcp::NUMBER && protocol != udp::NUMBER {
+        return Err(Reason::OtherProtocol);
+    }
+    let l4 = ethernet::LEN + header_len as usize;
+    let l4_len = ip_len - header_len;
+    if l4_len < 4 {
+        return Err(Reason::CutOff);
+    }
+    let [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
+    let (transport, segment, l4_checksum) = transport(packet, protocol, l4, l4_len);
+    Ok(Datagram {
+        tuple: Tuple {
+            src: Ipv4::from_word(src),
+            dst: Ipv4::from_word(dst),
+            src_port: Port::from_word(src_port),
+            dst_port: Port::from_word(dst_port),
+        },
+        protocol,
+        transport,
+        segment,
+        ttl,
+        tos,
+        ip_checksum: (u32::from_be(third) as u16).to_be(),
+        l4_checksum,
+        ip_len,
+        header_len,
+        dont_fragment: flags_and_offset & ipv4::DF != 0,
+    })
+}
+
+/// Most 4-byte words of options that an IPv4 header can have.
+const MAX_OPTION_WORDS: usize = 10;
+
+#[inline(always)]
+fn checksum_is_right<P: Packet>(packet: &P, words: [u32; ipv4::MIN_LEN / 4], header_len: usize) -> Result<bool, Reason> {
+    let mut sum = checksum::sum(words);
+    if header_len > ipv4::MIN_LEN {
+        for word in 0..MAX_OPTION_WORDS {
+            let at = ipv4::MIN_LEN + word * 4;
+            if at >= header_len {
+                break;
+            }
+            let option: u32 = packet.read(ethernet::LEN + at).map_err(|_| Reason::ShortFrame)?;
+            sum += checksum::sum([option]);
+        }
+    }
+    Ok(checksum::fold(sum) == 0xffff)
+}
+
+/// What the transport header says, and its checksum as it lies in memory.
+#[inline(always)]
+fn transport<P: Packet>(packet: &P, protocol: u8, l4: usize, l4_len: u32) -> (Transport, Segment, u16) {
+    let read = if protocol == tcp::NUMBER {
+        tcp_header(packet, l4, l4_len).map(|(segment, checksum)| (Transport::Tcp, segment, checksum))
+    } else {
+        udp_checksum(packet, l4, l4_len).map(|checksum| (Transport::Udp, Segment::NONE, checksum))
+    };
+    read.unwrap_or((Transport::Malformed, Segment::NONE, 0))
+}
+
+/// RFC 9293 section 3.1, five words in network byte order.
+#[inline(always)]
+fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment, u16)> {
+    let [_, seq, ack, state, sums] = packet.read::<[u32; tcp::MIN_LEN / 4]>(l4).ok()?;
+    let [offset, flags, ..] = state.to_ne_bytes();
+    let header_len = u32::from(offset >> 4) * 4;
+    if header_len < tcp::MIN_LEN as u32 || header_len > l4_len {
+        return None;
+    }
+    let segment = Segment { flags, seq: u32::from_be(seq), ack: u32::from_be(ack) };
+    Some((segment, ((u32::from_be(sums) >> 16) as u16).to_be()))
+}
+
+/// RFC 768: ports, length, checksum.
+#[inline(always)]
+fn udp_checksum<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<u16> {
+    let [_, second] = packet.read::<[u32; udp::LEN / 4]>(l4).ok()?;
+    let second = u32::from_be(second);
+    let length = second >> 16;
+    if length < udp::LEN as u32 || length > l4_len {
+        return None;
+    }
+    Some((second as u16).to_be())
+}
+
+/// Whether the checksum field holds just the pseudo-header's sum, as a sender leaves it whose
+/// offload is to do the rest (Linux: `CHECKSUM_PARTIAL`).
+///
+/// A finished checksum may look the same by chance, once in 65,536 packets.
+#[inline(always)]
+pub fn checksum_is_unfinished<A: Address>(datagram: &Datagram<A>) -> bool {
+    let sum = datagram.tuple.src.sum()
+        + datagram.tuple.dst.sum()
+        + u32::from(u16::from(datagram.protocol).to_be())
+        + u32::from((datagram.l4_len() as u16).to_be());
+    checksum::fold(sum) == datagram.l4_checksum
+}

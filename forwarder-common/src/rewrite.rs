@@ -1,0 +1,45 @@
+//! Puts a decision into the packet's bytes.
+
+use crate::{
+    address::{Address, Ipv4, Macs},
+    checksum::Delta,
+    flow::Tuple,
+    packet::{OutOfBounds, Packet},
+    parse::Datagram,
+    wire::{ethernet, ipv4, udp},
+};
+
+/// What to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite<A> {
+    pub to: Tuple<A>,
+    /// False where the host's stack counts the hop itself.
+    pub count_hop: bool,
+    /// Ethernet destination and source; `None` where the kernel writes them.
+    pub macs: Option<Macs>,
+}
+
+/// Rewrites an IPv4 packet that [`crate::parse::ipv4`] has read.
+///
+/// The checksum comes first: it is the only change that a kernel can refuse, so that an error
+/// leaves the packet as it was. All places have been read before; writing them cannot fail.
+#[inline(always)]
+pub fn ipv4<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>, rewrite: &Rewrite<Ipv4>) -> Result<(), OutOfBounds> {
+    let (from, to) = (&datagram.tuple, &rewrite.to);
+    let addresses = from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst));
+    let ports = from.src_port.replaced_by(to.src_port).and(from.dst_port.replaced_by(to.dst_port));
+    packet.adjust_l4_checksum(datagram.l4_checksum_offset(), addresses, ports, datagram.protocol == udp::NUMBER)?;
+    packet.write(datagram.l4(), [to.src_port.word(), to.dst_port.word()])?;
+
+    let ttl = if rewrite.count_hop { datagram.ttl.saturating_sub(1) } else { datagram.ttl };
+    let ttl_and_protocol = |ttl| u16::from_ne_bytes([ttl, datagram.protocol]);
+    let hop = Delta::of_u16(ttl_and_protocol(datagram.ttl), ttl_and_protocol(ttl));
+    let checksum = addresses.and(hop).apply(datagram.ip_checksum);
+    packet.write(ethernet::LEN + ipv4::TTL, [ttl_and_protocol(ttl), checksum])?;
+    packet.write(ethernet::LEN + ipv4::SRC, [to.src.word(), to.dst.word()])?;
+
+    if let Some(macs) = rewrite.macs {
+        packet.write(0, macs.words())?;
+    }
+    Ok(())
+}

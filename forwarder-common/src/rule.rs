@@ -1,0 +1,116 @@
+//! Rules as the packet path sees them.
+
+use crate::address::{Address, Ipv4, Port};
+
+/// Ports that one entry of the port map covers.
+pub const PAGE_PORTS: usize = 64;
+
+/// Key of the port map: an external address, a protocol, and 64 neighbouring ports.
+///
+/// A range of 10,000 ports takes 157 entries, and a look-up costs the same as for a single port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageKey<A> {
+    pub address: A,
+    /// Port divided by [`PAGE_PORTS`], host byte order.
+    page: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    padding: u8,
+}
+
+impl<A: Address> PageKey<A> {
+    /// `port` in host byte order.
+    #[inline(always)]
+    pub fn new(address: A, protocol: u8, port: u16) -> Self {
+        Self { address, page: port / PAGE_PORTS as u16, protocol, padding: 0 }
+    }
+
+    /// The first port of the page, host byte order.
+    pub fn first_port(&self) -> u16 {
+        self.page * PAGE_PORTS as u16
+    }
+}
+
+/// Value of the port map: for each port the rule's slot plus one, or 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub slots: [u32; PAGE_PORTS],
+}
+
+impl Page {
+    pub const EMPTY: Self = Self { slots: [0; PAGE_PORTS] };
+
+    /// `port` in host byte order.
+    #[inline(always)]
+    pub fn slot(&self, port: u16) -> Option<u32> {
+        self.slots[port as usize % PAGE_PORTS].checked_sub(1)
+    }
+}
+
+/// `Rule::flags`: the slot is in use.
+pub const ACTIVE: u32 = 1;
+/// `Rule::flags`: all external ports go to the one `target_port`.
+pub const ONE_TARGET_PORT: u32 = 2;
+
+/// A rule's line, indexed by its slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule<A> {
+    /// Monotonic clock in ns; `u64::MAX`: never.
+    pub expires: u64,
+    pub flags: u32,
+    pub tcp_epoch: u32,
+    pub udp_epoch: u32,
+    /// Which list in the allow table; 0: everyone may.
+    pub allow_list: u32,
+    pub target: A,
+    /// Host byte order: the target's first port, and the external port that it belongs to.
+    pub target_port: u16,
+    pub external_port: u16,
+}
+
+impl<A: Address> Rule<A> {
+    /// The target's port for an external one.
+    #[inline(always)]
+    pub fn target_port(&self, port: Port) -> Port {
+        let offset = if self.flags & ONE_TARGET_PORT != 0 { 0 } else { port.number().wrapping_sub(self.external_port) };
+        Port::new(self.target_port.wrapping_add(offset))
+    }
+
+    #[inline(always)]
+    pub fn epoch(&self, protocol: u8) -> u32 {
+        if protocol == crate::wire::tcp::NUMBER { self.tcp_epoch } else { self.udp_epoch }
+    }
+
+    /// Whether a flow made under `epoch` may go on at `now`.
+    #[inline(always)]
+    pub fn carries(&self, protocol: u8, epoch: u32, now: u64) -> bool {
+        self.is_open(now) && self.epoch(protocol) == epoch
+    }
+
+    /// Whether it takes part at all at `now`.
+    #[inline(always)]
+    pub fn is_open(&self, now: u64) -> bool {
+        self.flags & ACTIVE != 0 && now < self.expires
+    }
+}
+
+/// Key of the allow table, a longest-prefix trie: the list's number comes first, so that each list
+/// is a subtree of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllowKey<A> {
+    /// Big-endian: a trie compares bits from the left.
+    pub list: [u8; 4],
+    pub source: A,
+}
+
+/// Bits of [`AllowKey::list`], to be added to a network's prefix length.
+pub const ALLOW_LIST_BITS: u32 = 32;
+
+// No padding but the named.
+const _: () = assert!(size_of::<PageKey<Ipv4>>() == 8);
+const _: () = assert!(size_of::<Rule<Ipv4>>() == 32);
+const _: () = assert!(size_of::<AllowKey<Ipv4>>() == 8);

@@ -1,0 +1,86 @@
+//! What the packet core asks of its surroundings: tables it writes, and a world it only reads.
+
+use crate::{
+    address::Address,
+    flow::{Flow, FlowKey, Hop, Tuple},
+    layout::{Hook, Interface},
+    reason::Reason,
+    rule::Rule,
+};
+
+/// Which flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    HalfOpen,
+    Established,
+}
+
+/// Why an insertion was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Exists,
+    Full,
+}
+
+/// The two flow tables.
+pub trait Flows<A: Address> {
+    /// The entry itself, to be changed in place.
+    fn find(&mut self, stage: Stage, key: &FlowKey<A>) -> Option<&mut Flow<A>>;
+    /// Only if the key is free.
+    fn insert_new(&mut self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), Refused>;
+    fn remove(&mut self, stage: Stage, key: &FlowKey<A>);
+}
+
+/// What to ask the kernel's routing for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteQuery<A> {
+    pub tuple: Tuple<A>,
+    pub protocol: u8,
+    pub tos: u8,
+}
+
+/// What the kernel's routing says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route<A> {
+    /// The neighbour is known. `mtu` and `from_xdp` of the hop are not filled in.
+    Known { hop: Hop, next_hop: A },
+    /// The neighbour's address has still to be resolved.
+    Unresolved { ifindex: u32, next_hop: A },
+    /// No way: a drop's reason.
+    None(Reason),
+}
+
+/// What a packet path can see and not change.
+pub trait World<A: Address> {
+    /// Where this program runs.
+    const HOOK: Hook;
+
+    /// Coarse monotonic clock, ns.
+    fn now(&self) -> u64;
+    /// See [`crate::layout::Settings::generation`].
+    fn generation(&self) -> u32;
+    /// Index of the interface that the packet came in on (at egress: leaves by).
+    fn ifindex(&self) -> u32;
+    /// Whether the packet stands for several segments, none of which is longer than an MTU.
+    fn is_segmented(&self) -> bool;
+    fn interface(&self, ifindex: u32) -> Option<&Interface>;
+    /// The rule that claims an external address, protocol and port (host byte order).
+    fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32>;
+    fn rule(&self, slot: u32) -> Option<&Rule<A>>;
+    /// Whether `source` is on the allow list.
+    fn is_allowed(&self, list: u32, source: A) -> bool;
+    fn route(&self, query: &RouteQuery<A>) -> Route<A>;
+    /// The interface by which the router would send to `address`.
+    fn route_interface(&self, address: A) -> Option<u32>;
+    /// True once a second for each rule, for one caller: its packet is to go through the kernel's
+    /// neighbour code, which finds out whether the neighbour still answers.
+    fn claim_probe(&self, slot: u32, now: u64) -> bool;
+}
+
+/// Where the core counts.
+pub trait Counters {
+    fn count_reason(&mut self, reason: Reason, bytes: u64);
+    fn count_forwarded(&mut self, slot: u32, direction: u8, bytes: u64);
+    fn count_session(&mut self, slot: u32);
+    fn count_dropped(&mut self, slot: u32, reason: Reason);
+}

@@ -1,0 +1,38 @@
+//! The few TCP facts that a flow's life hangs on (RFC 9293 section 3.1).
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
+
+/// What the core needs of a segment's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub flags: u8,
+    /// Host byte order.
+    pub seq: u32,
+    /// Host byte order.
+    pub ack: u32,
+}
+
+impl Segment {
+    pub const NONE: Self = Self { flags: 0, seq: 0, ack: 0 };
+
+    /// Opens a connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN
+    }
+
+    /// Answers a SYN.
+    #[inline(always)]
+    pub fn is_syn_ack(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN | ACK
+    }
+
+    /// Changes a connection's state; all others only carry data and acknowledgements.
+    #[inline(always)]
+    pub fn is_control(&self) -> bool {
+        self.flags & (SYN | FIN | RST) != 0
+    }
+}

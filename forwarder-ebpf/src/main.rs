@@ -1,0 +1,118 @@
+//! The XDP and TC programs: entry points and verdicts. All decisions are in `forwarder_common`.
+#![no_std]
+#![no_main]
+
+mod counters;
+mod packet_tc;
+mod packet_xdp;
+mod tables;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
+    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use aya_log_ebpf::warn;
+use forwarder_common::{
+    decide::Core,
+    packet::Packet,
+    pipeline::{self, Outcome},
+    tables::World,
+};
+
+use crate::{
+    counters::PerCpuCounters,
+    packet_tc::TcPacket,
+    packet_xdp::XdpPacket,
+    tables::{AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Workspace},
+};
+
+#[xdp]
+pub fn forwarder_xdp(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(&ctx);
+    let world = Kernel::<AtXdp>::of_xdp(&ctx);
+    match process(&mut packet, &world) {
+        // The core leaves to TC what XDP cannot finish, so that the last two do not occur here.
+        Outcome::Pass | Outcome::Continue | Outcome::RedirectNeighbour { .. } => xdp_action::XDP_PASS,
+        Outcome::Drop => xdp_action::XDP_DROP,
+        // SAFETY: the helper takes plain numbers. On success it returns XDP_REDIRECT, else XDP_ABORTED.
+        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
+    }
+}
+
+#[classifier]
+pub fn forwarder_ingress(ctx: TcContext) -> i32 {
+    let Some(tag) = packet_tc::vlan_tag(&ctx) else {
+        counters::count_other_vlan(&ctx);
+        return TC_ACT_UNSPEC;
+    };
+    let Some(mut packet) = TcPacket::new(&ctx) else {
+        return TC_ACT_UNSPEC;
+    };
+    let world = Kernel::<AtTcIngress>::of_skb(&ctx);
+    let outcome = process(&mut packet, &world);
+    if tag.is_priority && !matches!(outcome, Outcome::Pass | Outcome::Drop) {
+        // SAFETY: the context is this program's own; no packet pointer is used after the call.
+        let popped = unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
+        if popped != 0 {
+            warn!(&ctx, "cannot take the priority tag off a packet: error {}", popped);
+            return TC_ACT_SHOT;
+        }
+    }
+    verdict(outcome)
+}
+
+#[classifier]
+pub fn forwarder_egress(ctx: TcContext) -> i32 {
+    let Some(mut packet) = TcPacket::new(&ctx) else {
+        return TC_ACT_UNSPEC;
+    };
+    let world = Kernel::<AtTcEgress>::of_skb(&ctx);
+    verdict(process(&mut packet, &world))
+}
+
+#[inline(always)]
+fn process<P: Packet, H: Place>(packet: &mut P, world: &Kernel<H>) -> Outcome {
+    let Some(Workspace { seen, scratch }) = tables::workspace() else { return Outcome::Pass };
+    let core = Core {
+        flows: &mut FlowMaps,
+        world,
+        counters: &mut PerCpuCounters::<H>::new(),
+        scratch,
+        now: world.now(),
+    };
+    pipeline::process(packet, seen, core)
+}
+
+/// `TC_ACT_UNSPEC` lets the next program or filter of the hook have its say.
+fn verdict(outcome: Outcome) -> i32 {
+    match outcome {
+        Outcome::Pass => TC_ACT_UNSPEC,
+        Outcome::Drop => TC_ACT_SHOT,
+        Outcome::Continue => TC_ACT_OK,
+        // SAFETY: the helper takes plain numbers.
+        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        Outcome::RedirectNeighbour { ifindex, next_hop } => {
+            let mut next_hop = bpf_redir_neigh {
+                nh_family: tables::AF_INET,
+                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next_hop.word(), 0, 0, 0] },
+            };
+            // SAFETY: the parameter block is initialised in full and of the size given.
+            unsafe {
+                bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+            }
+        }
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// XFRM, redirect and time helpers are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,262 @@
+//! The maps, and the kernel's answers, as the core wants them.
+
+use core::{ffi::c_void, marker::PhantomData};
+
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
+    },
+    helpers::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    macros::map,
+    maps::{
+        Array, HashMap, LruHashMap, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+    programs::{TcContext, XdpContext},
+};
+use forwarder_common::{
+    address::{Ipv4, Macs, Port},
+    decide::Scratch,
+    flow::{Flow, FlowKey, Hop, Tuple},
+    layout::{Hook, Interface, Settings},
+    pipeline::Seen,
+    reason::Reason,
+    rule::{ALLOW_LIST_BITS, AllowKey, Page, PageKey, Rule},
+    tables::{Flows, Refused, Route, RouteQuery, Stage, World},
+};
+
+pub const AF_INET: u32 = 2;
+
+const EEXIST: i32 = -17;
+
+// Sizes of 1 are set when the object is loaded.
+
+#[map]
+static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+#[map]
+static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(256, 0);
+#[map]
+static PORTS: HashMap<PageKey<Ipv4>, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+#[map]
+static RULES: Array<Rule<Ipv4>> = Array::pinned(1, 0);
+#[map]
+static ALLOW: LpmTrie<AllowKey<Ipv4>, u8> = LpmTrie::pinned(1, 0);
+#[map]
+static FLOWS: HashMap<FlowKey<Ipv4>, Flow<Ipv4>> = HashMap::pinned(1, 0);
+#[map]
+static HALF_OPEN: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>> = LruHashMap::pinned(1, 0);
+/// For each rule, when a packet of it last went to find out whether its neighbour still answers.
+#[map]
+static PROBES: Array<u64> = Array::pinned(1, 0);
+
+/// What one packet needs and the 512 bytes of stack do not hold.
+pub struct Workspace {
+    pub seen: Seen,
+    pub scratch: Scratch<Ipv4>,
+}
+
+#[map]
+static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's workspace; always there.
+#[inline(always)]
+pub fn workspace() -> Option<&'static mut Workspace> {
+    // SAFETY: this CPU's own element, and the hooks' programs do not interrupt each other on one
+    // CPU: they run with bottom halves off. Zeroes, which it starts as, are a value of the type.
+    WORKSPACE.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
+}
+
+/// 1 where the kernel has `bpf_ktime_get_coarse_ns` (5.11); the verifier removes the other branch.
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: Global<u8> = Global::new(1);
+
+const PROBE_INTERVAL: u64 = 1_000_000_000;
+
+/// Where a program runs, at compile time.
+pub trait Place {
+    const HOOK: Hook;
+}
+
+pub struct AtXdp;
+pub struct AtTcIngress;
+pub struct AtTcEgress;
+
+impl Place for AtXdp {
+    const HOOK: Hook = Hook::Xdp;
+}
+impl Place for AtTcIngress {
+    const HOOK: Hook = Hook::TcIngress;
+}
+impl Place for AtTcEgress {
+    const HOOK: Hook = Hook::TcEgress;
+}
+
+/// The flow tables as BPF hash maps.
+pub struct FlowMaps;
+
+impl Flows<Ipv4> for FlowMaps {
+    #[inline(always)]
+    fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
+        let flow = match stage {
+            Stage::Established => FLOWS.get_ptr_mut(key),
+            Stage::HalfOpen => HALF_OPEN.get_ptr_mut(key),
+        }?;
+        // SAFETY: the kernel keeps the element's memory for as long as the program runs. Another
+        // CPU may write its counters and hop at the same moment, or the element may be freed and
+        // taken by another flow: all its fields are plain integers, none of them used as an
+        // address, so the worst is one packet sent by the other flow's entry.
+        Some(unsafe { &mut *flow })
+    }
+
+    #[inline(always)]
+    fn insert_new(&mut self, stage: Stage, key: &FlowKey<Ipv4>, flow: &Flow<Ipv4>) -> Result<(), Refused> {
+        let flags = u64::from(BPF_NOEXIST);
+        match stage {
+            Stage::Established => FLOWS.insert(key, flow, flags),
+            Stage::HalfOpen => HALF_OPEN.insert(key, flow, flags),
+        }
+        .map_err(|error| if error == EEXIST { Refused::Exists } else { Refused::Full })
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, stage: Stage, key: &FlowKey<Ipv4>) {
+        // Gone already is as good.
+        let _ = match stage {
+            Stage::Established => FLOWS.remove(key),
+            Stage::HalfOpen => HALF_OPEN.remove(key),
+        };
+    }
+}
+
+/// What this kernel knows, seen from one packet.
+pub struct Kernel<H> {
+    ctx: *mut c_void,
+    ifindex: u32,
+    segmented: bool,
+    place: PhantomData<H>,
+}
+
+impl Kernel<AtXdp> {
+    #[inline(always)]
+    pub fn of_xdp(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.as_ptr(), ifindex: ctx.ingress_ifindex() as u32, segmented: false, place: PhantomData }
+    }
+}
+
+impl<H: Place> Kernel<H> {
+    #[inline(always)]
+    pub fn of_skb(ctx: &TcContext) -> Self {
+        // SAFETY: the verifier lets a program read these fields of its own context.
+        let (ifindex, gso_segments) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_segs) };
+        Self { ctx: ctx.as_ptr(), ifindex, segmented: gso_segments > 1, place: PhantomData }
+    }
+
+    /// `bpf_fib_lookup` as for a packet that came in by this interface: policy rules and VRFs count.
+    #[inline(always)]
+    fn fib(&self, query: &RouteQuery<Ipv4>) -> (i64, FibLookup) {
+        // SAFETY: integers and byte arrays only; all zeroes are a valid value.
+        let mut params: FibLookup = unsafe { core::mem::zeroed() };
+        params.family = AF_INET as u8;
+        params.l4_protocol = query.protocol;
+        params.sport = query.tuple.src_port.word();
+        params.dport = query.tuple.dst_port.word();
+        params.ifindex = self.ifindex;
+        params.__bindgen_anon_2.tos = query.tos;
+        params.__bindgen_anon_3.ipv4_src = query.tuple.src.word();
+        params.__bindgen_anon_4.ipv4_dst = query.tuple.dst.word();
+        // SAFETY: the context is this program's own, the block is of the size given.
+        let answer = unsafe { bpf_fib_lookup(self.ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
+        (answer, params)
+    }
+}
+
+impl<H: Place> World<Ipv4> for Kernel<H> {
+    const HOOK: Hook = H::HOOK;
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: both helpers only return a number.
+        unsafe { if COARSE_CLOCK.load() == 1 { bpf_ktime_get_coarse_ns() } else { bpf_ktime_get_ns() } }
+    }
+
+    #[inline(always)]
+    fn generation(&self) -> u32 {
+        SETTINGS.get(0).map_or(0, |settings| settings.generation)
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        self.segmented
+    }
+
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        // SAFETY: elements are replaced only by the controller, rarely; see `FlowMaps::find`.
+        unsafe { INTERFACES.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn rule_for(&self, address: Ipv4, protocol: u8, port: u16) -> Option<u32> {
+        // SAFETY: as in `interface`; one slot is read, once.
+        unsafe { PORTS.get(PageKey::new(address, protocol, port)) }?.slot(port)
+    }
+
+    #[inline(always)]
+    fn rule(&self, slot: u32) -> Option<&Rule<Ipv4>> {
+        RULES.get(slot)
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, list: u32, source: Ipv4) -> bool {
+        let key = AllowKey { list: list.to_be_bytes(), source };
+        ALLOW.get(Key::new(ALLOW_LIST_BITS + 32, key)).is_some()
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {
+        let (answer, params) = self.fib(query);
+        // SAFETY: an IPv4 look-up leaves the next hop in the union's first word.
+        let next_hop = Ipv4::from_word(unsafe { params.__bindgen_anon_4.ipv4_dst });
+        let ifindex = params.ifindex;
+        match u32::try_from(answer).unwrap_or(u32::MAX) {
+            // The length is checked by the core against the interface's MTU.
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::Known {
+                hop: Hop { macs: Macs::new(params.dmac, params.smac), ifindex, ..Hop::default() },
+                next_hop,
+            },
+            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex, next_hop },
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::None(Reason::ForwardingOff),
+            _ => Route::None(Reason::NoRoute),
+        }
+    }
+
+    #[inline(always)]
+    fn route_interface(&self, address: Ipv4) -> Option<u32> {
+        let tuple = Tuple { src: Ipv4::default(), dst: address, src_port: Port::default(), dst_port: Port::default() };
+        let (answer, params) = self.fib(&RouteQuery { tuple, protocol: 0, tos: 0 });
+        match u32::try_from(answer).unwrap_or(u32::MAX) {
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => Some(params.ifindex),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn claim_probe(&self, slot: u32, now: u64) -> bool {
+        let Some(last) = PROBES.get_ptr_mut(slot) else { return false };
+        // SAFETY: an aligned u64 of an array that is never freed; a race makes one probe more.
+        unsafe {
+            if now.wrapping_sub(*last) < PROBE_INTERVAL {
+                return false;
+            }
+            *last = now;
+        }
+        true
+    }
+}

@@ -1,0 +1,99 @@
+//! What stands against a rule: the network, and the other rules.
+
+use std::net::IpAddr;
+
+use super::{Error, Rules, Settings};
+use crate::network::Network;
+use crate::rule::{External, Invalid, Place, Rule, RuleId, Spec};
+
+/// Refuses a rule that this machine could not serve.
+pub fn check_place(spec: &Spec, settings: &Settings, network: &Network) -> Result<(), Invalid> {
+    if let Place::Interface(name) = &spec.external.place
+        && !settings.external.contains(name)
+    {
+        let external = settings.external.join(", ");
+        return Err(Invalid(match network.interface(name) {
+            Some(_) => {
+                format!("interface {name} is not an external one: the external interfaces are {external}")
+            }
+            None => format!("there is no interface {name}: the external interfaces are {external}"),
+        }));
+    }
+    check_target(spec, network)
+}
+
+/// Refuses a target that is the router itself: its packets would not be forwarded anywhere.
+pub fn check_target(spec: &Spec, network: &Network) -> Result<(), Invalid> {
+    let target = spec.target.address;
+    if external_addresses(&spec.external, network).contains(&target) {
+        return Err(Invalid(format!(
+            "target {target} is the external address itself: give the address of a host behind it"
+        )));
+    }
+    if network.owns(target) {
+        return Err(Invalid(format!(
+            "target {target} is an address of this router: give the address of a host behind it"
+        )));
+    }
+    Ok(())
+}
+
+/// The addresses at which an external is reached just now.
+pub fn external_addresses(external: &External, network: &Network) -> Vec<IpAddr> {
+    match &external.place {
+        Place::Address(address) => vec![*address],
+        Place::Interface(name) => {
+            network.interface(name).map(|interface| interface.addresses.clone()).unwrap_or_default()
+        }
+    }
+}
+
+/// The first rule, other than `except`, that has the name already.
+pub fn same_name<'a>(spec: &Spec, rules: &'a Rules, except: Option<RuleId>) -> Option<&'a Rule> {
+    let name = spec.name.as_ref()?;
+    others(rules, except).find(|rule| rule.spec.name.as_ref() == Some(name))
+}
+
+/// The rules that have a port of the external already.
+pub fn overlapping<'a>(spec: &Spec, rules: &'a Rules, network: &Network) -> impl Iterator<Item = &'a Rule> {
+    others(rules, None).filter(move |rule| overlap(spec, &rule.spec, network))
+}
+
+pub fn name_taken(rule: &Rule) -> Error {
+    let message = format!("the name is that of {}: give another, or --replace it", rule.label());
+    Error::Conflict { message, rule: Some(rule.id) }
+}
+
+pub fn port_taken(spec: &Spec, rule: &Rule) -> Error {
+    let message = format!(
+        "{} {} overlaps {}, which has {} {}: give another port, or --replace it",
+        spec.protocol,
+        spec.external,
+        rule.label(),
+        rule.spec.protocol,
+        rule.spec.external
+    );
+    Error::Conflict { message, rule: Some(rule.id) }
+}
+
+/// Draining rules take nothing: their name and their ports are free.
+fn others(rules: &Rules, except: Option<RuleId>) -> impl Iterator<Item = &Rule> {
+    rules.values().filter(move |rule| !rule.draining && Some(rule.id) != except)
+}
+
+fn overlap(one: &Spec, other: &Spec, network: &Network) -> bool {
+    one.protocol.intersects(other.protocol)
+        && one.external.ports.intersects(other.external.ports)
+        && same_place(&one.external.place, &other.external.place, network)
+}
+
+fn same_place(one: &Place, other: &Place, network: &Network) -> bool {
+    match (one, other) {
+        (Place::Address(one), Place::Address(other)) => one == other,
+        (Place::Interface(one), Place::Interface(other)) => one == other,
+        (Place::Address(address), Place::Interface(name))
+        | (Place::Interface(name), Place::Address(address)) => {
+            network.interface(name).is_some_and(|interface| interface.addresses.contains(address))
+        }
+    }
+}

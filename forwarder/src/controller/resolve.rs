@@ -1,0 +1,111 @@
+//! From rules and the machine's addresses to where each rule is reached.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use super::Rules;
+use crate::network::Network;
+use crate::rule::{Place, PortRange, Protocol, Rule, RuleId};
+
+/// Where one rule is reached at present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolution {
+    pub externals: Vec<IpAddr>,
+    /// Why `externals` is empty, where the rule itself does not want it so.
+    pub waiting: Option<String>,
+}
+
+/// Resolves all rules at once, since an address rule keeps an interface rule from its address.
+pub fn resolve(rules: &Rules, network: &Network) -> BTreeMap<RuleId, Resolution> {
+    let mut claims = Claims::default();
+    let (by_address, by_interface): (Vec<&Rule>, Vec<&Rule>) =
+        rules.values().partition(|rule| matches!(rule.spec.external.place, Place::Address(_)));
+    // Address rules first: where DHCP brings an address that one of them has, it keeps it.
+    by_address
+        .into_iter()
+        .chain(by_interface)
+        .map(|rule| (rule.id, resolve_one(rule, rules, network, &mut claims)))
+        .collect()
+}
+
+fn resolve_one(rule: &Rule, rules: &Rules, network: &Network, claims: &mut Claims) -> Resolution {
+    if rule.draining || !rule.spec.enabled {
+        return Resolution::default();
+    }
+    let mut resolution = Resolution::default();
+    let candidates = addresses(rule, network);
+    for &address in &candidates {
+        match claims.take(address, rule) {
+            Ok(()) => resolution.externals.push(address),
+            Err(owner) => {
+                let owner = rules.get(&owner).map(|owner| owner.label().to_string()).unwrap_or_default();
+                resolution.waiting = Some(format!("{owner} has these ports of {address}"));
+            }
+        }
+    }
+    if !resolution.externals.is_empty() {
+        resolution.waiting = None;
+    } else if candidates.is_empty()
+        && let Place::Interface(name) = &rule.spec.external.place
+    {
+        resolution.waiting = Some(match network.interface(name) {
+            Some(_) => format!("interface {name} has no IPv4 address"),
+            None => format!("interface {name} does not exist"),
+        });
+    }
+    resolution
+}
+
+/// The addresses that a rule's external stands for. IPv4 only, until IPv6 is forwarded.
+pub fn addresses(rule: &Rule, network: &Network) -> Vec<IpAddr> {
+    match &rule.spec.external.place {
+        Place::Address(address) => vec![*address],
+        Place::Interface(name) => {
+            let usable = |address: &IpAddr| address.is_ipv4() && *address != rule.spec.target.address;
+            let mut addresses: Vec<IpAddr> = network
+                .interface(name)
+                .map(|interface| interface.addresses.iter().copied().filter(usable).collect())
+                .unwrap_or_default();
+            addresses.sort();
+            addresses.dedup();
+            addresses
+        }
+    }
+}
+
+/// Which ports of which address are taken: per protocol, from a range's first port to its last and its owner.
+#[derive(Default)]
+struct Claims {
+    tcp: HashMap<IpAddr, BTreeMap<u16, (u16, RuleId)>>,
+    udp: HashMap<IpAddr, BTreeMap<u16, (u16, RuleId)>>,
+}
+
+impl Claims {
+    /// Takes a rule's ports of `address`, or names the rule that has one of them.
+    fn take(&mut self, address: IpAddr, rule: &Rule) -> Result<(), RuleId> {
+        let (protocol, ports) = (rule.spec.protocol, rule.spec.external.ports);
+        if let Some(owner) = self.owner(address, protocol, ports) {
+            return Err(owner);
+        }
+        let claim = |table: &mut HashMap<IpAddr, BTreeMap<u16, (u16, RuleId)>>| {
+            table.entry(address).or_default().insert(ports.first, (ports.last, rule.id));
+        };
+        if protocol.tcp() {
+            claim(&mut self.tcp);
+        }
+        if protocol.udp() {
+            claim(&mut self.udp);
+        }
+        Ok(())
+    }
+
+    fn owner(&self, address: IpAddr, protocol: Protocol, ports: PortRange) -> Option<RuleId> {
+        // Claims do not overlap, so the last that begins at or before the end is the only candidate.
+        let find = |table: &HashMap<IpAddr, BTreeMap<u16, (u16, RuleId)>>| {
+            let (_, &(last, owner)) = table.get(&address)?.range(..=ports.last).next_back()?;
+            (last >= ports.first).then_some(owner)
+        };
+        let tcp = protocol.tcp().then(|| find(&self.tcp)).flatten();
+        tcp.or_else(|| protocol.udp().then(|| find(&self.udp)).flatten())
+    }
+}

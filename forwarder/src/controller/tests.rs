@@ -1,0 +1,552 @@
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::datapath::fake::FakeDatapath;
+use crate::datapath::{Count, FlowRecord};
+use crate::network::Interface;
+use crate::rule::State;
+
+/// A controller on a fake data path, with `wan` at 203.0.113.10 and `lan` at 10.0.0.1.
+struct Bench {
+    directory: tempfile::TempDir,
+    fake: FakeDatapath,
+    controller: Controller,
+}
+
+fn interface(name: &str, addresses: &[&str]) -> Interface {
+    Interface {
+        index: 1,
+        name: name.into(),
+        mac: None,
+        mtu: 1500,
+        up: true,
+        kind: None,
+        sends_for_xdp: None,
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+    }
+}
+
+fn network(wan: &[&str]) -> Network {
+    Network { interfaces: vec![interface("wan", wan), interface("lan", &["10.0.0.1"])] }
+}
+
+fn nobody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Listener>> {
+    Ok(Vec::new())
+}
+
+fn somebody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Listener>> {
+    let address = "0.0.0.0:22".parse().unwrap();
+    Ok(vec![Listener { protocol: "tcp", address, process: Some(("sshd".into(), 812)) }])
+}
+
+fn settings() -> Settings {
+    Settings { external: vec!["wan".into(), "ppp0".into()], internal: vec!["lan".into()] }
+}
+
+fn controller(directory: &Path, fake: &FakeDatapath, network: Network) -> Controller {
+    let store = Store::open(directory).unwrap();
+    Controller::new(store, Box::new(fake.clone()), network, settings(), nobody).unwrap()
+}
+
+fn bench() -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = FakeDatapath::with_capacity(16);
+    let controller = controller(directory.path(), &fake, network(&["203.0.113.10"]));
+    Bench { directory, fake, controller }
+}
+
+fn request(protocol: &str, external: &str, target: &str) -> Request {
+    Request {
+        protocol: Some(protocol.parse().unwrap()),
+        external: Some(external.parse().unwrap()),
+        target: Some(target.parse().unwrap()),
+        ..Request::default()
+    }
+}
+
+fn web() -> Request {
+    Request { name: Some("web".into()), ..request("tcp+udp", "wan:8080", "10.0.0.10:80") }
+}
+
+fn lasting(seconds: u64) -> Option<Lifetime> {
+    Some(Lifetime::For(Duration::from_secs(seconds)))
+}
+
+impl Bench {
+    fn add(&mut self, request: &Request) -> Result<RuleView, Error> {
+        self.controller.add(request, "alice")
+    }
+
+    fn refusal(&mut self, request: &Request) -> Error {
+        let before = (self.controller.rules.clone(), self.fake.state().rules.clone());
+        let error = self.add(request).unwrap_err();
+        assert!(!error.to_string().contains('\n'), "{error}");
+        assert_eq!(
+            before,
+            (self.controller.rules.clone(), self.fake.state().rules.clone()),
+            "a refusal changes nothing"
+        );
+        error
+    }
+
+    fn conflict(&mut self, request: &Request) -> (String, Option<RuleId>) {
+        match self.refusal(request) {
+            Error::Conflict { message, rule } => (message, rule),
+            other => panic!("{other:?} is no conflict"),
+        }
+    }
+
+    fn set(&mut self, name: &str, request: Request) -> Result<RuleView, Error> {
+        self.controller.set(&name.parse().unwrap(), &request, "alice")
+    }
+
+    fn kernel(&self, slot: u32) -> KernelRule {
+        self.fake.state().rules[&slot].clone()
+    }
+
+    fn flow(&self, slot: u32, protocol: &'static str, client: &str) {
+        let address: SocketAddr = "203.0.113.10:8080".parse().unwrap();
+        self.fake.state().flows.push(FlowRecord {
+            slot,
+            protocol,
+            client: client.parse().unwrap(),
+            external: address,
+            target: address,
+            state: "established",
+            age: Duration::ZERO,
+            idle: Duration::ZERO,
+            inward: Count::default(),
+            outward: Count::default(),
+        });
+    }
+
+    fn writes(&self) -> usize {
+        self.fake.state().writes
+    }
+
+    /// The protocols of the flows that are left.
+    fn flows(&self) -> Vec<&'static str> {
+        self.fake.state().flows.iter().map(|flow| flow.protocol).collect()
+    }
+
+    /// A second controller on the same store and data path.
+    fn restarted(self) -> Bench {
+        let Bench { directory, fake, controller: old } = self;
+        let network = old.network.clone();
+        drop(old);
+        let controller = controller(directory.path(), &fake, network);
+        Bench { directory, fake, controller }
+    }
+}
+
+#[test]
+fn an_added_rule_reaches_store_and_data_path() {
+    let mut bench = bench();
+    let rule = bench.add(&web()).unwrap();
+    assert_eq!((rule.id, rule.state, rule.created_by.as_str()), (1, State::Active, "alice"));
+    assert_eq!(bench.kernel(0).externals, ["203.0.113.10".parse::<IpAddr>().unwrap()]);
+    let mut bench = bench.restarted();
+    assert_eq!(bench.controller.show(&"web".parse().unwrap()).unwrap().id, 1);
+}
+
+#[test]
+fn an_overlap_is_refused_with_the_name_of_the_first() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    for (protocol, external) in [
+        ("tcp", "wan:8080"),
+        ("udp", "wan:8000-8080"),
+        ("tcp+udp", "wan:8080-9000"),
+        ("tcp", "203.0.113.10:8080"),
+    ] {
+        let (message, rule) = bench.conflict(&request(protocol, external, "10.0.0.11:80"));
+        assert!(message.contains("rule 1 (web)"), "{message}");
+        assert_eq!(rule, Some(1));
+    }
+    bench.add(&request("tcp", "wan:8081", "10.0.0.11:80")).unwrap();
+    bench.add(&request("tcp", "203.0.113.11:8080", "10.0.0.11:80")).unwrap();
+}
+
+#[test]
+fn tcp_and_udp_on_one_port_may_lead_to_different_hosts() {
+    let mut bench = bench();
+    bench.add(&request("tcp", "wan:53", "10.0.0.10:53")).unwrap();
+    bench.add(&request("udp", "wan:53", "10.0.0.11:53")).unwrap();
+}
+
+#[test]
+fn the_same_rule_twice_is_refused_and_with_replace_changes_nothing() {
+    let mut bench = bench();
+    let first = bench.add(&web()).unwrap();
+    bench.conflict(&web());
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let writes = bench.writes();
+    let again = bench.add(&Request { replace: true, ..web() }).unwrap();
+    assert_eq!(again, RuleView { counters: again.counters.clone(), ..first });
+    assert_eq!((bench.writes(), bench.flows()), (writes, vec!["tcp"]));
+}
+
+#[test]
+fn a_name_belongs_to_one_rule() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let namesake = Request { name: Some("web".into()), ..request("tcp", "wan:9000", "10.0.0.11:80") };
+    assert_eq!(bench.conflict(&namesake).1, Some(1));
+    bench.add(&request("tcp", "wan:9000", "10.0.0.11:80")).unwrap();
+    assert!(matches!(
+        bench.set("2", Request { name: Some("web".into()), ..Request::default() }),
+        Err(Error::Conflict { rule: Some(1), .. })
+    ));
+}
+
+#[test]
+fn replace_takes_the_place_of_one_rule_and_only_one() {
+    let mut bench = bench();
+    let old = bench.add(&web()).unwrap();
+    let replacing = Request { replace: true, ..request("tcp+udp", "wan:8080", "10.0.0.11:81") };
+    let new = bench.add(&replacing).unwrap();
+    assert_eq!((new.id, new.created_at, new.name), (old.id, old.created_at, None));
+    assert_eq!(bench.kernel(0).target, "10.0.0.11".parse::<IpAddr>().unwrap());
+
+    bench.add(&request("tcp", "wan:8081", "10.0.0.11:80")).unwrap();
+    let both = Request { replace: true, ..request("tcp", "wan:8080-8081", "10.0.0.11:80") };
+    assert!(bench.conflict(&both).0.contains("rule 1 and rule 2"));
+}
+
+#[test]
+fn replacing_a_timed_rule_keeps_its_end_unless_told() {
+    let mut bench = bench();
+    let timed = bench.add(&Request { lifetime: lasting(60), ..web() }).unwrap();
+    let again = bench.add(&Request { replace: true, ..web() }).unwrap();
+    assert_eq!(again.expires_at, timed.expires_at);
+    assert!(again.warnings[0].contains("keeps its end"));
+    let never = bench.add(&Request { replace: true, lifetime: Some(Lifetime::Never), ..web() }).unwrap();
+    assert_eq!(never.expires_at, None);
+}
+
+#[test]
+fn places_that_do_not_exist_are_refused_with_those_that_do() {
+    let mut bench = bench();
+    let error = bench.refusal(&request("tcp", "nowhere:80", "10.0.0.10:80")).to_string();
+    assert!(error.contains("no interface nowhere") && error.contains("wan"), "{error}");
+    let error = bench.refusal(&request("tcp", "lan:80", "10.0.0.10:80")).to_string();
+    assert!(error.contains("not an external one"), "{error}");
+    let error = bench.refusal(&request("tcp", "wan:80", "203.0.113.10:80")).to_string();
+    assert!(error.contains("external address itself"), "{error}");
+    let error = bench.refusal(&request("tcp", "wan:80", "10.0.0.1:80")).to_string();
+    assert!(error.contains("address of this router"), "{error}");
+}
+
+#[test]
+fn a_rule_too_many_is_refused() {
+    let mut bench = bench();
+    for port in 1..=16 {
+        bench.add(&request("tcp", &format!("wan:{port}"), "10.0.0.10:80")).unwrap();
+    }
+    assert!(bench.conflict(&request("tcp", "wan:17", "10.0.0.10:80")).0.contains("16 rules already"));
+    bench.controller.del(&RuleRef::Id(5), false, "alice").unwrap();
+    let rule = bench.add(&request("tcp", "wan:17", "10.0.0.10:80")).unwrap();
+    assert_eq!(rule.id, 17, "ids do not come back, slots do");
+    assert_eq!(bench.controller.rules[&17].slot, 4);
+}
+
+#[test]
+fn a_service_of_the_router_is_named_and_only_force_takes_its_port() {
+    let mut bench = bench();
+    bench.controller.find_listeners = somebody;
+    let (message, _) = bench.conflict(&request("tcp", "wan:22", "10.0.0.10:22"));
+    assert!(message.contains("sshd (pid 812)") && message.contains("--force"), "{message}");
+    let forced = bench.add(&Request { force: true, ..request("tcp", "wan:22", "10.0.0.10:22") }).unwrap();
+    assert!(forced.warnings[0].contains("sshd"));
+}
+
+#[test]
+fn a_refusal_of_the_data_path_leaves_everything_as_it_was() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.fake.state().refusals = 1;
+    assert!(matches!(bench.refusal(&request("tcp", "wan:9000", "10.0.0.10:80")), Error::Failed(_)));
+    let before = bench.fake.state().rules.clone();
+    bench.fake.state().refusals = 1;
+    assert!(bench.set("web", Request { enabled: Some(false), ..Request::default() }).is_err());
+    assert_eq!(bench.fake.state().rules, before);
+    let bench = bench.restarted();
+    assert_eq!(bench.controller.rules.len(), 1);
+    assert!(bench.controller.rules[&1].spec.enabled);
+}
+
+#[test]
+fn a_data_path_that_could_not_be_taken_back_is_mended_by_a_tick() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let stray = KernelRule { slot: 9, ..bench.kernel(0) };
+    bench.fake.state().refusals = 2;
+    bench.add(&request("tcp", "wan:9000", "10.0.0.10:80")).unwrap_err();
+    bench.fake.state().rules.insert(9, stray);
+    bench.controller.tick(now());
+    assert_eq!(bench.fake.state().rules.keys().copied().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn another_target_moves_udp_and_leaves_tcp() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    bench.flow(0, "udp", "198.51.100.1:1");
+    bench
+        .set("web", Request { target: Some("10.0.0.11:80".parse().unwrap()), ..Request::default() })
+        .unwrap();
+    assert_eq!(bench.flows(), ["tcp"]);
+    let cut = Request { target: Some("10.0.0.12:80".parse().unwrap()), cut: true, ..Request::default() };
+    bench.set("web", cut).unwrap();
+    assert_eq!(bench.flows(), [""; 0]);
+}
+
+#[test]
+fn a_disabled_rule_loses_its_flows_and_keeps_its_place() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let rule = bench.set("web", Request { enabled: Some(false), ..Request::default() }).unwrap();
+    assert_eq!((rule.state, bench.flows().len()), (State::Disabled, 0));
+    assert!(bench.kernel(0).externals.is_empty());
+    bench.conflict(&request("tcp", "wan:8080", "10.0.0.11:80"));
+    let rule = bench.set("web", Request { enabled: Some(true), ..Request::default() }).unwrap();
+    assert_eq!((rule.state, bench.kernel(0).externals.len()), (State::Active, 1));
+}
+
+#[test]
+fn a_tighter_allow_list_cuts_whom_it_forbids() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    bench.flow(0, "udp", "192.0.2.1:1");
+    let allow = Some(crate::rule::AllowList::parse(["192.0.2.0/24"]).unwrap());
+    bench.set("web", Request { allow, ..Request::default() }).unwrap();
+    assert_eq!(bench.flows(), ["udp"]);
+    assert_eq!(bench.kernel(0).allow.len(), 1);
+}
+
+#[test]
+fn words_about_a_rule_touch_no_flow() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let writes = bench.writes();
+    let words = Request { name: Some("shop".into()), owner: Some("ops".into()), ..Request::default() };
+    bench.set("web", words).unwrap();
+    assert_eq!((bench.flows(), bench.writes()), (vec!["tcp"], writes));
+}
+
+#[test]
+fn a_rule_ends_at_its_end_and_not_before() {
+    let mut bench = bench();
+    let rule = bench.add(&Request { lifetime: lasting(60), ..web() }).unwrap();
+    let end = rule.expires_at.unwrap();
+    assert_eq!(bench.controller.next_expiry(), Some(end));
+    assert_eq!(bench.kernel(0).expires_at, Some(end));
+    assert_eq!(bench.controller.expire_due(end - Duration::from_millis(1)).unwrap(), [0; 0]);
+    assert_eq!(bench.controller.expire_due(end).unwrap(), [1]);
+    assert!(bench.fake.state().rules.is_empty());
+    assert!(bench.restarted().controller.rules.is_empty());
+}
+
+#[test]
+fn renewing_counts_from_now_and_is_said_where_the_rule_was_permanent() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let web = "web".parse().unwrap();
+    let before = now();
+    let rule = bench.controller.renew(&web, "1h".parse().unwrap(), "alice").unwrap();
+    let left = rule.expires_at.unwrap().duration_since(before).as_secs();
+    assert!((3600..3605).contains(&left), "{left}");
+    assert!(rule.warnings[0].contains("was permanent"));
+    assert!(bench.controller.renew(&web, Lifetime::Never, "alice").is_err());
+    let kept = bench.set("web", Request { owner: Some("ops".into()), ..Request::default() }).unwrap();
+    assert_eq!(kept.expires_at, rule.expires_at, "a change does not make it permanent");
+    let never = bench.set("web", Request { lifetime: Some(Lifetime::Never), ..Request::default() }).unwrap();
+    assert_eq!(never.expires_at, None);
+}
+
+#[test]
+fn deleting_cuts_and_draining_waits_for_the_last_flow() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let web_ref = "web".parse().unwrap();
+    let rule = bench.controller.del(&web_ref, true, "alice").unwrap();
+    assert_eq!(rule.state, State::Draining);
+    assert!(bench.kernel(0).externals.is_empty());
+    assert_eq!(bench.flows(), ["tcp"]);
+    bench.controller.tick(now());
+    assert!(bench.set("web", Request { cut: true, ..Request::default() }).is_err(), "it is deleted already");
+
+    let next = bench.add(&web()).unwrap();
+    assert_eq!(bench.controller.show(&web_ref).unwrap().id, next.id, "name and port are free again");
+    let mut bench = bench.restarted();
+    assert_eq!(bench.controller.rules.len(), 2, "draining survives a restart");
+    bench.fake.state().flows.clear();
+    bench.controller.tick(now());
+    assert_eq!(bench.controller.rules.keys().copied().collect::<Vec<_>>(), [next.id]);
+    bench.controller.del(&web_ref, false, "alice").unwrap();
+    assert!(bench.fake.state().rules.is_empty());
+    assert!(matches!(bench.controller.show(&web_ref), Err(Error::NotFound(_))));
+}
+
+#[test]
+fn an_interface_rule_follows_the_addresses_of_its_interface() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    bench.controller.network_changed(network(&["203.0.113.10", "203.0.113.11"]));
+    assert_eq!(
+        (bench.kernel(0).externals.len(), bench.flows().len()),
+        (2, 1),
+        "a further address cuts nothing"
+    );
+
+    bench.controller.network_changed(network(&["203.0.113.11"]));
+    assert_eq!(
+        (bench.kernel(0).externals.len(), bench.flows().len()),
+        (1, 0),
+        "flows to a lost address are cut"
+    );
+
+    bench.controller.network_changed(network(&[]));
+    let rule = bench.controller.show(&RuleRef::Id(1)).unwrap();
+    assert_eq!(rule.state, State::Waiting);
+    assert_eq!(rule.state_reason.as_deref(), Some("interface wan has no IPv4 address"));
+    bench.controller.network_changed(Network::default());
+    let reason = bench.controller.show(&RuleRef::Id(1)).unwrap().state_reason;
+    assert_eq!(reason.as_deref(), Some("interface wan does not exist"));
+    bench.controller.network_changed(network(&["203.0.113.12"]));
+    assert_eq!(bench.controller.show(&RuleRef::Id(1)).unwrap().state, State::Active);
+}
+
+#[test]
+fn an_address_lost_while_no_controller_ran_is_noticed() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let Bench { directory, fake, controller: old } = bench;
+    drop(old);
+    let _second = controller(directory.path(), &fake, network(&["203.0.113.99"]));
+    assert!(fake.state().flows.is_empty());
+}
+
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let writes = bench.writes();
+    let bench = bench.restarted();
+    assert_eq!((bench.writes(), bench.flows()), (writes, vec!["tcp"]));
+}
+
+#[test]
+fn a_failed_start_leaves_what_an_earlier_controller_forwards() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.add(&request("tcp", "ppp0:1", "10.0.0.10:80")).unwrap();
+    let Bench { directory, fake, controller: old } = bench;
+    drop(old);
+    fake.state().refusals = 1;
+    let store = Store::open(directory.path()).unwrap();
+    let network = network(&["203.0.113.10"]);
+    assert!(Controller::new(store, Box::new(fake.clone()), network, settings(), nobody).is_err());
+    assert_eq!(fake.state().rules.len(), 2);
+}
+
+#[test]
+fn an_address_rule_wins_over_an_interface_that_gets_its_address() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench
+        .add(&Request { name: Some("fixed".into()), ..request("tcp", "203.0.113.11:8080", "10.0.0.11:80") })
+        .unwrap();
+    bench.controller.network_changed(network(&["203.0.113.11"]));
+    let rule = bench.controller.show(&"web".parse().unwrap()).unwrap();
+    assert_eq!(rule.state_reason.as_deref(), Some("rule 2 (fixed) has these ports of 203.0.113.11"));
+    bench.controller.del(&"fixed".parse().unwrap(), false, "alice").unwrap();
+    assert_eq!(bench.controller.show(&"web".parse().unwrap()).unwrap().state, State::Active);
+}
+
+#[test]
+fn a_rule_may_wait_for_an_interface_that_is_configured_but_not_there_yet() {
+    let mut bench = bench();
+    let rule = bench.add(&request("tcp", "ppp0:80", "10.0.0.10:80")).unwrap();
+    assert_eq!(rule.state, State::Waiting);
+    let mut later = network(&["203.0.113.10"]);
+    later.interfaces.push(interface("ppp0", &["192.0.2.5", "2001:db8::5"]));
+    bench.controller.network_changed(later);
+    assert_eq!(bench.kernel(0).externals, ["192.0.2.5".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn a_slot_used_again_has_a_greater_epoch() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let before = bench.kernel(0).epoch;
+    bench.controller.del(&RuleRef::Id(1), false, "alice").unwrap();
+    let mut bench = bench.restarted();
+    bench.add(&web()).unwrap();
+    let after = bench.kernel(0).epoch;
+    assert!(after.tcp > before.tcp.max(before.udp) && after.udp > before.tcp.max(before.udp));
+}
+
+#[test]
+fn tables_that_became_too_small_are_refused_at_the_start() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.add(&request("tcp", "wan:1", "10.0.0.10:80")).unwrap();
+    bench.fake.state().capacity = 1;
+    let store = Store::open(bench.directory.path()).unwrap();
+    let network = network(&["203.0.113.10"]);
+    let error =
+        Controller::new(store, Box::new(bench.fake.clone()), network, settings(), nobody).err().unwrap();
+    assert!(error.to_string().contains("[tables]"), "{error}");
+}
+
+#[test]
+fn flows_are_told_by_rule() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.add(&request("tcp", "wan:1", "10.0.0.10:80")).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    bench.flow(1, "tcp", "198.51.100.1:2");
+    bench.flow(7, "tcp", "198.51.100.1:3");
+    assert_eq!(bench.controller.flows(None).unwrap().len(), 2);
+    let flows = bench.controller.flows(Some(&"web".parse().unwrap())).unwrap();
+    assert_eq!((flows.len(), flows[0].rule_name.as_deref()), (1, Some("web")));
+    assert!(bench.controller.flows(Some(&"nothing".parse().unwrap())).is_err());
+}
+
+#[test]
+fn status_counts_rules_by_state() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.add(&request("tcp", "ppp0:1", "10.0.0.10:80")).unwrap();
+    bench.add(&Request { enabled: Some(false), ..request("tcp", "wan:1", "10.0.0.10:80") }).unwrap();
+    let status = bench.controller.status().unwrap();
+    assert_eq!(status.rules, RuleCounts { active: 1, waiting: 1, disabled: 1, draining: 0 });
+}
+
+#[tokio::test]
+async fn time_is_kept_to_the_second_also_for_rules_that_come_later() {
+    let Bench { directory: _directory, fake, controller } = bench();
+    let shared = Shared::new(controller);
+    let time = tokio::spawn(shared.clone().keep_time());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    shared
+        .run(|controller| controller.add(&Request { lifetime: lasting(1), ..web() }, "alice"))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(fake.state().rules.len(), 1, "it has not ended early");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fake.state().rules.len(), 0, "it has ended in its second");
+    time.abort();
+}

@@ -1,0 +1,341 @@
+//! The command line of forwarderctl.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::DEFAULT_SOCKET;
+use crate::rule::{AllowList, Invalid, Limits, Request, Via, parse_date};
+
+/// Sees to the port mappings of a running forwarderd
+#[derive(Debug, Parser)]
+#[command(name = "forwarderctl", version)]
+#[command(after_help = "Example:\n  forwarderctl add tcp wan:8080 10.0.0.10:80 --name web --lifetime 12h")]
+pub struct Cli {
+    /// The controller's socket
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print one JSON value and nothing else
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show how the controller fares, and what carries packets on each interface
+    #[command(after_help = "Example:\n  forwarderctl status")]
+    Status,
+    /// Add a rule
+    #[command(after_help = "Examples:
+  forwarderctl add tcp wan:8080 10.0.0.10:80 --name web
+  forwarderctl add udp 203.0.113.10:10000-10099 10.0.0.20:10000-10099 --lifetime 12h --allow 198.51.100.0/24")]
+    Add(Add),
+    /// Change a rule in place
+    #[command(after_help = "Examples:
+  forwarderctl set web --target 10.0.0.11:80
+  forwarderctl set tcp wan:8080 --allow 198.51.100.0/24 192.0.2.7")]
+    Set(Set),
+    /// Give a rule a new end, counted from now
+    #[command(after_help = "Example:\n  forwarderctl renew web --lifetime 12h")]
+    Renew(Renew),
+    /// Delete rules
+    #[command(after_help = "Examples:\n  forwarderctl del web 7\n  forwarderctl del tcp wan:8080 --drain")]
+    Del(Del),
+    /// Show all rules
+    #[command(after_help = "Example:\n  forwarderctl list --json")]
+    List,
+    /// Show all about one rule
+    #[command(after_help = "Example:\n  forwarderctl show tcp wan:8080")]
+    Show {
+        /// Id, name, or PROTO EXTERNAL
+        #[arg(required = true, num_args = 1..=2, value_name = "RULE")]
+        rule: Vec<String>,
+    },
+    /// Show live sessions, of one rule or of all
+    #[command(after_help = "Example:\n  forwarderctl flows web")]
+    Flows {
+        /// Id, name, or PROTO EXTERNAL
+        #[arg(num_args = 0..=2, value_name = "RULE")]
+        rule: Vec<String>,
+    },
+    /// Show packets and bytes, by rule and by what became of them
+    #[command(after_help = "Example:\n  forwarderctl stats")]
+    Stats,
+}
+
+#[derive(Debug, Args)]
+pub struct Add {
+    /// tcp, udp or tcp+udp
+    #[arg(value_name = "PROTO")]
+    pub protocol: String,
+    /// Where it is reached: ADDR:PORT[-PORT] or IFACE:PORT[-PORT]
+    #[arg(value_name = "EXTERNAL")]
+    pub external: String,
+    /// Where it leads: ADDR:PORT[-PORT]
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    #[command(flatten)]
+    pub options: Options,
+    /// How long it lives, as 90s, 10m, 12h, 30d, or never
+    #[arg(long, value_name = "DUR")]
+    pub lifetime: Option<String>,
+    /// Hosts inside may not reach the external address
+    #[arg(long)]
+    pub no_hairpin: bool,
+    /// Keep it without letting it forward yet
+    #[arg(long)]
+    pub disabled: bool,
+    /// Take the place of the one rule that it would collide with
+    #[arg(long)]
+    pub replace: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Set {
+    /// Id, name, or PROTO EXTERNAL
+    #[arg(required = true, num_args = 1..=2, value_name = "RULE")]
+    pub rule: Vec<String>,
+    /// Where it leads: UDP moves at once, established TCP stays to its end
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// End all its flows now
+    #[arg(long)]
+    pub cut: bool,
+    #[command(flatten)]
+    pub options: Options,
+    /// A new end counted from now, as 90s, 10m, 12h, 30d; or never, which makes it permanent
+    #[arg(long, value_name = "DUR")]
+    pub lifetime: Option<String>,
+    /// Hosts inside may reach the external address
+    #[arg(long, conflicts_with = "no_hairpin")]
+    pub hairpin: bool,
+    /// Hosts inside may not reach the external address
+    #[arg(long)]
+    pub no_hairpin: bool,
+    /// Let it forward again
+    #[arg(long, conflicts_with = "disabled")]
+    pub enabled: bool,
+    /// Keep it without letting it forward; its flows are cut
+    #[arg(long)]
+    pub disabled: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct Options {
+    /// A name to call it by
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Who answers for it
+    #[arg(long)]
+    pub owner: Option<String>,
+    /// What it is for
+    #[arg(long)]
+    pub purpose: Option<String>,
+    /// When somebody should look whether it is still wanted, as 2026-12-31
+    #[arg(long, value_name = "DATE")]
+    pub review_by: Option<String>,
+    /// Sources that may use it; `any` for everyone
+    #[arg(long, value_name = "CIDR", num_args = 1..)]
+    pub allow: Vec<String>,
+    /// Most sessions at once
+    #[arg(long, value_name = "N")]
+    pub max_sessions: Option<u64>,
+    /// Most sessions at once of one source
+    #[arg(long, value_name = "N")]
+    pub max_sessions_per_source: Option<u64>,
+    /// Most new sessions a second
+    #[arg(long, value_name = "N")]
+    pub new_per_second: Option<u64>,
+    /// Which way its packets take
+    #[arg(long)]
+    pub via: Option<Way>,
+    /// Take the port although a service of the router listens on it
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Way {
+    /// The forwarder's own path
+    Fast,
+    /// The host's routing and firewall
+    Stack,
+}
+
+#[derive(Debug, Args)]
+pub struct Renew {
+    /// Id, name, or PROTO EXTERNAL
+    #[arg(required = true, num_args = 1..=2, value_name = "RULE")]
+    pub rule: Vec<String>,
+    /// How long from now, as 90s, 10m, 12h, 30d
+    #[arg(long, value_name = "DUR")]
+    pub lifetime: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Del {
+    /// Ids, names, or PROTO EXTERNAL
+    #[arg(required = true, num_args = 1.., value_name = "RULE")]
+    pub rules: Vec<String>,
+    /// Let established flows end by themselves
+    #[arg(long)]
+    pub drain: bool,
+}
+
+impl Add {
+    pub fn request(&self) -> Result<Request, Invalid> {
+        let request = Request {
+            protocol: Some(self.protocol.parse()?),
+            external: Some(self.external.parse()?),
+            target: Some(self.target.parse()?),
+            lifetime: self.lifetime.as_deref().map(str::parse).transpose()?,
+            hairpin: self.no_hairpin.then_some(false),
+            enabled: self.disabled.then_some(false),
+            replace: self.replace,
+            ..self.options.request()?
+        };
+        // The controller checks it as well; here the refusal comes also without one.
+        request.new_spec()?;
+        Ok(request)
+    }
+}
+
+impl Set {
+    pub fn request(&self) -> Result<Request, Invalid> {
+        let request = Request {
+            target: self.target.as_deref().map(str::parse).transpose()?,
+            lifetime: self.lifetime.as_deref().map(str::parse).transpose()?,
+            hairpin: switched(self.hairpin, self.no_hairpin),
+            enabled: switched(self.enabled, self.disabled),
+            cut: self.cut,
+            ..self.options.request()?
+        };
+        if request == (Request { force: self.options.force, ..Request::default() }) {
+            return Err(Invalid(
+                "nothing to change is given: name an option, as --target 10.0.0.11:80".to_owned(),
+            ));
+        }
+        Ok(request)
+    }
+}
+
+fn switched(on: bool, off: bool) -> Option<bool> {
+    (on || off).then_some(on)
+}
+
+impl Options {
+    fn request(&self) -> Result<Request, Invalid> {
+        if let Some(date) = self.review_by.as_deref().filter(|date| !date.is_empty()) {
+            parse_date(date)?;
+        }
+        let limits = Limits {
+            max_sessions: self.max_sessions,
+            max_sessions_per_source: self.max_sessions_per_source,
+            new_per_second: self.new_per_second,
+        };
+        Ok(Request {
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            purpose: self.purpose.clone(),
+            review_by: self.review_by.clone(),
+            allow: match self.allow.as_slice() {
+                [] => None,
+                [any] if any == "any" => Some(AllowList::default()),
+                networks => Some(AllowList::parse(networks.iter().map(String::as_str))?),
+            },
+            limits: (limits != Limits::default()).then_some(limits),
+            via: self.via.map(|way| match way {
+                Way::Fast => Via::Fast,
+                Way::Stack => Via::Stack,
+            }),
+            force: self.force,
+            ..Request::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn read(line: &str) -> Result<Request, String> {
+        let words = std::iter::once("forwarderctl").chain(line.split(' '));
+        match Cli::try_parse_from(words).map_err(|error| format!("usage: {error}"))?.command {
+            Command::Add(add) => add.request().map_err(|error| error.to_string()),
+            Command::Set(set) => set.request().map_err(|error| error.to_string()),
+            other => panic!("{other:?} makes no request"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands().chain([&Cli::command()]) {
+            let help = command.clone().render_help().to_string();
+            assert!(help.contains("Example") && help.contains("forwarderctl "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn all_options_arrive() {
+        let request = read(
+            "add tcp+udp wan:80-81 10.0.0.10:80-81 --name web --owner ops --purpose site --review-by 2030-01-01 \
+             --lifetime 12h --allow 192.0.2.0/24 198.51.100.7 --no-hairpin --via fast --disabled --force --replace",
+        )
+        .unwrap();
+        assert_eq!(
+            serde_json::to_value(&request).unwrap(),
+            serde_json::json!({
+                "protocol": "tcp+udp", "external": "wan:80-81", "target": "10.0.0.10:80-81", "name": "web",
+                "owner": "ops", "purpose": "site", "review_by": "2030-01-01", "lifetime": "12h",
+                "allow": ["192.0.2.0/24", "198.51.100.7/32"], "hairpin": false, "via": "fast", "enabled": false,
+                "force": true, "replace": true,
+            })
+        );
+    }
+
+    #[test]
+    fn a_change_says_only_what_changes() {
+        let request = read("set tcp wan:80 --enabled --allow any --lifetime never --cut").unwrap();
+        assert_eq!(
+            serde_json::to_value(&request).unwrap(),
+            serde_json::json!({ "enabled": true, "allow": [], "lifetime": "never", "cut": true })
+        );
+        assert!(read("set web").is_err());
+        assert!(read("set web --enabled --disabled").unwrap_err().starts_with("usage"));
+    }
+
+    #[test]
+    fn bad_values_are_refused_in_one_line_without_a_controller() {
+        for line in [
+            "add icmp wan:80 10.0.0.1:80",
+            "add tcp wan:0 10.0.0.1:80",
+            "add tcp wan:70000 10.0.0.1:80",
+            "add tcp 300.0.0.1:80 10.0.0.1:80",
+            "add tcp wan:80 host:80",
+            "add tcp wan:80 [2001:db8::1]:80",
+            "add tcp 203.0.113.1:80 [2001:db8::1]:80",
+            "add tcp wan:80 127.0.0.1:80",
+            "add tcp wan:80-89 10.0.0.1:80-88",
+            "add tcp wan:80 10.0.0.1:80 --lifetime 0",
+            "add tcp wan:80 10.0.0.1:80 --lifetime soon",
+            "add tcp wan:80 10.0.0.1:80 --review-by soon",
+            "add tcp wan:80 10.0.0.1:80 --allow 10.0.0.0/33",
+            "add tcp wan:80 10.0.0.1:80 --name 12",
+            "add tcp wan:80 10.0.0.1:80 --max-sessions 5",
+            "add tcp wan:80 10.0.0.1:80 --max-sessions-per-source 5",
+            "add tcp wan:80 10.0.0.1:80 --new-per-second 5",
+            "add tcp wan:80 10.0.0.1:80 --via stack",
+            "set web --target nowhere",
+            "set web --lifetime 0s",
+            "set web --review-by 1.1.2030",
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(!error.contains('\n') && !error.starts_with("usage"), "{line}: {error}");
+        }
+    }
+}

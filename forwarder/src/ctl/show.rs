@@ -1,0 +1,226 @@
+//! Answers of the controller as text.
+
+use std::time::Duration;
+
+use comfy_table::Color;
+use jiff::Timestamp;
+
+use super::human;
+use super::table::{Align, Field, Terminal, render};
+use crate::controller::{FlowView, Stats, Status};
+use crate::rule::{Limits, RuleView, State};
+
+const LEFT: Align = Align::Left;
+const RIGHT: Align = Align::Right;
+
+/// One line about a rule that was changed.
+pub fn line(rule: &RuleView, verb: &str) -> String {
+    let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let end = rule.expires_at.map(|end| format!(", until {end}")).unwrap_or_default();
+    let reason = rule.state_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!(
+        "rule {}{name} {verb}: {} {} to {}{end} [{}{reason}]\n",
+        rule.id, rule.protocol, rule.external, rule.target, rule.state
+    )
+}
+
+pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
+    if rules.is_empty() {
+        return "no rules: add one as `forwarderctl add tcp wan:8080 10.0.0.10:80`\n".to_owned();
+    }
+    let header = [
+        ("ID", RIGHT),
+        ("NAME", LEFT),
+        ("PROTO", LEFT),
+        ("EXTERNAL", LEFT),
+        ("TARGET", LEFT),
+        ("STATE", LEFT),
+        ("EXPIRES", LEFT),
+        ("PKTS IN", RIGHT),
+        ("PKTS OUT", RIGHT),
+        ("SESSIONS", RIGHT),
+        ("DROPS", RIGHT),
+    ];
+    let row = |rule: &RuleView| {
+        let counters = &rule.counters;
+        vec![
+            rule.id.into(),
+            rule.name.as_deref().unwrap_or("-").into(),
+            rule.protocol.into(),
+            (&rule.external).into(),
+            rule.target.into(),
+            state(rule.state),
+            human::end(rule.expires_at, now).into(),
+            counters.packets_in.into(),
+            counters.packets_out.into(),
+            counters.sessions_active.into(),
+            counters.dropped.values().sum::<u64>().into(),
+        ]
+    };
+    render(&header, rules.iter().map(row).collect(), terminal)
+}
+
+pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let counters = &rule.counters;
+    let mut facts: Vec<(&str, Field)> = vec![
+        ("id", rule.id.into()),
+        ("name", or_none(&rule.name).into()),
+        ("protocol", rule.protocol.into()),
+        ("external", (&rule.external).into()),
+        ("target", rule.target.into()),
+        ("state", state(rule.state)),
+    ];
+    if let Some(reason) = &rule.state_reason {
+        facts.push(("waits because", reason.into()));
+    }
+    let end = rule.expires_at.map(|end| format!(" ({end})")).unwrap_or_default();
+    facts.extend([
+        ("expires", Field::from(human::end(rule.expires_at, now) + &end)),
+        ("allow", (&rule.allow).into()),
+        ("limits", limits(&rule.limits).into()),
+        ("hairpin", if rule.hairpin { "yes" } else { "no" }.into()),
+        ("via", format!("{:?}", rule.via).to_lowercase().into()),
+        ("owner", or_none(&rule.owner).into()),
+        ("purpose", or_none(&rule.purpose).into()),
+        ("review by", rule.review_by.map_or("-".to_owned(), |date| date.to_string()).into()),
+        ("created", format!("{} by {}", rule.created_at, rule.created_by).into()),
+        ("changed", rule.changed_at.into()),
+        ("in", format!("{} packets, {}", counters.packets_in, human::bytes(counters.bytes_in)).into()),
+        ("out", format!("{} packets, {}", counters.packets_out, human::bytes(counters.bytes_out)).into()),
+        ("sessions", format!("{} now, {} in all", counters.sessions_active, counters.sessions_total).into()),
+    ]);
+    let dropped =
+        counters.dropped.iter().map(|(reason, count)| ("dropped", format!("{count} {reason}").into()));
+    let rows = facts.into_iter().chain(dropped).map(|(key, value)| vec![key.into(), value]);
+    render(&[("", LEFT), ("", LEFT)], rows.collect(), terminal)
+}
+
+pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
+    if flows.is_empty() {
+        return "no sessions\n".to_owned();
+    }
+    let header = [
+        ("RULE", LEFT),
+        ("PROTO", LEFT),
+        ("CLIENT", LEFT),
+        ("EXTERNAL", LEFT),
+        ("TARGET", LEFT),
+        ("STATE", LEFT),
+        ("AGE", RIGHT),
+        ("IDLE", RIGHT),
+        ("IN", RIGHT),
+        ("OUT", RIGHT),
+    ];
+    let row = |flow: &FlowView| {
+        vec![
+            flow.rule_name.clone().unwrap_or_else(|| flow.rule.to_string()).into(),
+            (&flow.protocol).into(),
+            flow.client.into(),
+            flow.external.into(),
+            flow.target.into(),
+            (&flow.state).into(),
+            human::duration(Duration::from_secs(flow.age_seconds)).into(),
+            human::duration(Duration::from_secs(flow.idle_seconds)).into(),
+            human::bytes(flow.bytes_in).into(),
+            human::bytes(flow.bytes_out).into(),
+        ]
+    };
+    render(&header, flows.iter().map(row).collect(), terminal)
+}
+
+pub fn stats(stats: &Stats, terminal: Terminal) -> String {
+    let header = [
+        ("RULE", LEFT),
+        ("PROTO", LEFT),
+        ("EXTERNAL", LEFT),
+        ("PKTS IN", RIGHT),
+        ("BYTES IN", RIGHT),
+        ("PKTS OUT", RIGHT),
+        ("BYTES OUT", RIGHT),
+        ("SESSIONS", RIGHT),
+        ("DROPPED", LEFT),
+    ];
+    let rows = stats.rules.iter().map(|rule| {
+        let counters = &rule.counters;
+        let dropped: Vec<String> =
+            counters.dropped.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        vec![
+            rule.name.clone().unwrap_or_else(|| rule.id.to_string()).into(),
+            rule.protocol.into(),
+            (&rule.external).into(),
+            counters.packets_in.into(),
+            human::bytes(counters.bytes_in).into(),
+            counters.packets_out.into(),
+            human::bytes(counters.bytes_out).into(),
+            counters.sessions_total.into(),
+            dropped.join(", ").into(),
+        ]
+    });
+    let by_rule = render(&header, rows.collect(), terminal);
+    let header = [("PATH", LEFT), ("VERDICT", LEFT), ("REASON", LEFT), ("PACKETS", RIGHT), ("BYTES", RIGHT)];
+    let rows = stats.reasons.iter().map(|reason| {
+        vec![
+            (&reason.path).into(),
+            (&reason.verdict).into(),
+            (&reason.reason).into(),
+            reason.count.packets.into(),
+            human::bytes(reason.count.bytes).into(),
+        ]
+    });
+    format!("{by_rule}\n{}", render(&header, rows.collect(), terminal))
+}
+
+pub fn status(status: &Status, terminal: Terminal) -> String {
+    let rules = &status.rules;
+    let mut text = format!(
+        "forwarderd {}, pid {}, up {}\nrules: {} active, {} waiting, {} disabled, {} draining\n",
+        status.version,
+        status.pid,
+        human::duration(Duration::from_secs(status.uptime_seconds)),
+        rules.active,
+        rules.waiting,
+        rules.disabled,
+        rules.draining
+    );
+    let header = [("INTERFACE", LEFT), ("SIDE", LEFT), ("XDP", LEFT), ("TC", LEFT), ("WHY", LEFT)];
+    let rows = status.interfaces.iter().map(|interface| {
+        [&interface.name, &interface.side, &interface.xdp, &interface.tc, &interface.why]
+            .map(Field::from)
+            .into()
+    });
+    text += "\n";
+    text += &render(&header, rows.collect(), terminal);
+    let header = [("TABLE", LEFT), ("ENTRIES", RIGHT), ("CAPACITY", RIGHT)];
+    let rows = status
+        .tables
+        .iter()
+        .map(|table| vec![(&table.name).into(), table.entries.into(), table.capacity.into()]);
+    text += "\n";
+    text += &render(&header, rows.collect(), terminal);
+    for warning in &status.warnings {
+        text += &format!("\nwarning: {warning}\n");
+    }
+    text
+}
+
+fn state(state: State) -> Field {
+    let colour = match state {
+        State::Active => Color::Green,
+        State::Waiting => Color::Yellow,
+        State::Disabled => Color::DarkGrey,
+        State::Draining => Color::Cyan,
+    };
+    Field::coloured(state, colour)
+}
+
+fn limits(limits: &Limits) -> String {
+    let named = [
+        ("sessions", limits.max_sessions),
+        ("sessions a source", limits.max_sessions_per_source),
+        ("new a second", limits.new_per_second),
+    ];
+    let set: Vec<String> =
+        named.iter().filter_map(|(name, limit)| limit.map(|limit| format!("{limit} {name}"))).collect();
+    if set.is_empty() { "none".to_owned() } else { set.join(", ") }
+}

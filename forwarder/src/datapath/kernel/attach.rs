@@ -1,0 +1,314 @@
+//! Attaches the programs to the interfaces, through links that outlive the controller.
+//!
+//! A link is pinned under the interface's index: the next controller finds it, and puts its own
+//! program into it in one step, so that no packet meets a moment without one.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkOrder, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+    sys::SyscallError,
+};
+
+use super::load::{TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program};
+use crate::{datapath::Mode, network::Interface};
+
+/// Of the filters on clsact (kernels before 6.6): early, and always the same place, so that the
+/// next controller replaces its own filter and no other.
+const PRIORITY: u16 = 41;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// What is attached to one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub xdp: Option<XdpKind>,
+    /// `TCX` or `clsact`.
+    pub tc: &'static str,
+    pub why: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpKind {
+    Native,
+    Generic,
+}
+
+impl XdpKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native XDP",
+            Self::Generic => "generic XDP",
+        }
+    }
+
+    fn pin_suffix(self) -> &'static str {
+        match self {
+            Self::Native => "xdp-native",
+            Self::Generic => "xdp-generic",
+        }
+    }
+
+    fn mode(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// Why XDP is not attached to an interface.
+enum NoXdp {
+    /// Somebody else's program is there.
+    Taken,
+    /// The driver cannot, or the kernel says no.
+    Refused(io::Error),
+}
+
+/// The directory of pinned links.
+pub struct Links {
+    dir: PathBuf,
+}
+
+impl Links {
+    pub fn new(pin_dir: &Path) -> Result<Self> {
+        let dir = links_dir(pin_dir);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
+    pub fn attach(&self, ebpf: &mut Ebpf, interface: &Interface, external: bool, mode: Mode) -> Result<Attached> {
+        // TC first: it is complete by itself, XDP only speeds it up.
+        let tc = self.attach_tc(ebpf, interface, TC_INGRESS, TcAttachType::Ingress)?;
+        if external {
+            self.attach_tc(ebpf, interface, TC_EGRESS, TcAttachType::Egress)?;
+        }
+        let (kind, why) = choose(interface, mode);
+        let Some(kind) = kind else {
+            self.remove_xdp(interface.index, None);
+            return Ok(Attached { xdp: None, tc, why });
+        };
+        self.remove_xdp(interface.index, Some(kind));
+        match self.attach_xdp(ebpf, interface, kind) {
+            Ok(()) => Ok(Attached { xdp: Some(kind), tc, why }),
+            Err(NoXdp::Taken) => {
+                let why = "another XDP program is attached here and stays; TC beside it".to_owned();
+                Ok(Attached { xdp: None, tc, why })
+            }
+            Err(NoXdp::Refused(error)) if mode == Mode::Auto => {
+                Ok(Attached { xdp: None, tc, why: format!("auto: no native XDP with this driver ({error})") })
+            }
+            Err(NoXdp::Refused(error)) => bail!(
+                "{}: {} cannot be attached ({error}); use --datapath {}",
+                interface.name,
+                kind.name(),
+                if kind == XdpKind::Native { "xdp-generic, tc or auto" } else { "tc or auto" },
+            ),
+        }
+    }
+
+    /// Forgets the links of all interfaces but these.
+    pub fn retain(&self, indices: &BTreeSet<u32>) {
+        for name in pins(&self.dir) {
+            let index = name.split('-').next().and_then(|index| index.parse().ok());
+            if index.is_none_or(|index| !indices.contains(&index)) {
+                remove(&self.dir.join(name));
+            }
+        }
+    }
+
+    fn path(&self, index: u32, suffix: &str) -> PathBuf {
+        // By index: bpffs allows no dots in names, interfaces do.
+        self.dir.join(format!("{index}-{suffix}"))
+    }
+
+    fn remove_xdp(&self, index: u32, but: Option<XdpKind>) {
+        for kind in [XdpKind::Native, XdpKind::Generic] {
+            if Some(kind) != but {
+                remove(&self.path(index, kind.pin_suffix()));
+            }
+        }
+    }
+
+    fn attach_xdp(&self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
+        let other = |error: anyhow::Error| NoXdp::Refused(io::Error::other(error));
+        let xdp: &mut Xdp = program(ebpf, XDP).map_err(other)?;
+        let path = self.path(interface.index, kind.pin_suffix());
+        if let Ok(pinned) = PinnedLink::from_pin(&path) {
+            let adopted = FdLink::from(pinned).try_into().map_err(|error| other(anyhow::Error::new(error)))?;
+            match xdp.attach_to_link(adopted).and_then(|id| xdp.take_link(id)) {
+                // Dropping it here leaves the pinned one.
+                Ok(_) => return Ok(()),
+                // The link has lost its interface: a pinned link dies with it.
+                Err(_) => remove(&path),
+            }
+        }
+        let link = xdp
+            .attach_to_if_index(interface.index, kind.mode())
+            .and_then(|id| xdp.take_link(id))
+            .map_err(|error| match io_error(&error) {
+                Some(libc_error) if matches!(libc_error.raw_os_error(), Some(EBUSY | EEXIST)) => NoXdp::Taken,
+                Some(libc_error) => NoXdp::Refused(io::Error::from_raw_os_error(libc_error.raw_os_error().unwrap_or(0))),
+                None => NoXdp::Refused(io::Error::other(error)),
+            })?;
+        let link: FdLink = link.try_into().map_err(|error| other(anyhow::Error::new(error)))?;
+        link.pin(&path).map_err(|error| other(anyhow::Error::new(error)))?;
+        Ok(())
+    }
+
+    fn attach_tc(
+        &self,
+        ebpf: &mut Ebpf,
+        interface: &Interface,
+        name: &str,
+        hook: TcAttachType,
+    ) -> Result<&'static str> {
+        let classifier: &mut SchedClassifier = program(ebpf, name)?;
+        if kernel_is_at_least(6, 6) {
+            let path = self.path(interface.index, if hook == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" });
+            attach_tcx(classifier, interface, hook, &path)
+                .with_context(|| format!("cannot attach to TC of {}", interface.name))?;
+            return Ok("TCX");
+        }
+        attach_clsact(classifier, interface, hook)
+            .with_context(|| format!("cannot attach to TC of {}", interface.name))?;
+        Ok("clsact")
+    }
+}
+
+const EBUSY: i32 = nix::errno::Errno::EBUSY as i32;
+const EEXIST: i32 = nix::errno::Errno::EEXIST as i32;
+
+fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
+}
+
+/// Which XDP to try, and the sentence for `status`.
+fn choose(interface: &Interface, mode: Mode) -> (Option<XdpKind>, String) {
+    match mode {
+        Mode::Tc => (None, "TC alone, as configured".to_owned()),
+        Mode::Xdp => (Some(XdpKind::Native), "native XDP, as configured; TC for what it leaves".to_owned()),
+        Mode::XdpGeneric => (Some(XdpKind::Generic), "generic XDP, as configured; TC for what it leaves".to_owned()),
+        Mode::Auto => match interface.kind.as_deref() {
+            None => (Some(XdpKind::Native), "auto: the driver has native XDP; TC for what it leaves".to_owned()),
+            Some("veth") => (None, "auto: on veth TC carries bulk TCP faster than XDP".to_owned()),
+            Some(kind) => (None, format!("auto: TC on a {kind} interface")),
+        },
+    }
+}
+
+fn attach_tcx(classifier: &mut SchedClassifier, interface: &Interface, hook: TcAttachType, path: &Path) -> Result<()> {
+    if let Ok(pinned) = PinnedLink::from_pin(path) {
+        let adopted = FdLink::from(pinned).try_into()?;
+        match classifier.attach_to_link(adopted).and_then(|id| classifier.take_link(id)) {
+            Ok(_) => return Ok(()),
+            Err(_) => remove(path),
+        }
+    }
+    let id = classifier.attach_with_options(
+        &interface.name,
+        hook,
+        TcAttachOptions::TcxOrder(LinkOrder::default()),
+    )?;
+    let link: FdLink = classifier.take_link(id)?.try_into()?;
+    link.pin(path)?;
+    Ok(())
+}
+
+/// Before 6.6 there is no TCX: a filter on the clsact qdisc, which stays without a pin.
+fn attach_clsact(classifier: &mut SchedClassifier, interface: &Interface, hook: TcAttachType) -> Result<()> {
+    // It may be there already, ours or another's.
+    let _ = tc::qdisc_add_clsact(&interface.name);
+    let ours = SchedClassifierLink::attached(&interface.name, hook, PRIORITY, HANDLE, None)?;
+    let replaced = classifier.attach_to_link(ours);
+    let id = match replaced {
+        Ok(id) => id,
+        Err(_) => classifier.attach_with_options(
+            &interface.name,
+            hook,
+            TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None }),
+        )?,
+    };
+    // Dropping the link would take the filter off.
+    std::mem::forget(classifier.take_link(id)?);
+    Ok(())
+}
+
+fn io_error(error: &ProgramError) -> Option<&io::Error> {
+    match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => Some(io_error),
+        _ => None,
+    }
+}
+
+fn pins(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("cannot remove {}: {error}", path.display());
+    }
+}
+
+/// Takes programs and maps off the machine, whether or not a controller runs. Says what it did, a
+/// line each.
+pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    let links = links_dir(pin_dir);
+    for name in pins(&links) {
+        fs::remove_file(links.join(&name)).with_context(|| format!("cannot detach {name}"))?;
+        let (index, what) = name.split_once('-').unwrap_or((&name, "program"));
+        let interface = interface_name(index).unwrap_or_else(|| format!("interface {index}, which is gone"));
+        done.push(format!("detached {what} from {interface}"));
+    }
+    if !kernel_is_at_least(6, 6) {
+        done.extend(detach_clsact());
+    }
+    let maps = super::load::maps_dir(pin_dir);
+    let names = pins(&maps);
+    for name in &names {
+        fs::remove_file(maps.join(name)).with_context(|| format!("cannot remove the map {name}"))?;
+    }
+    if !names.is_empty() {
+        done.push(format!("removed {} maps, and all flows with them", names.len()));
+    }
+    for dir in [&links, &maps, &pin_dir.to_owned()] {
+        // Somebody else's pins may be in it.
+        let _ = fs::remove_dir(dir);
+    }
+    Ok(done)
+}
+
+fn interface_name(index: &str) -> Option<String> {
+    let index = index.parse().ok()?;
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    name.into_string().ok()
+}
+
+/// The filters by our programs' names, on whatever interface.
+fn detach_clsact() -> Vec<String> {
+    let mut done = Vec::new();
+    for interface in nix::net::if_::if_nameindex().iter().flat_map(|interfaces| interfaces.iter()) {
+        let Ok(name) = interface.name().to_str() else { continue };
+        for (hook, program) in [(TcAttachType::Ingress, TC_INGRESS), (TcAttachType::Egress, TC_EGRESS)] {
+            if tc::qdisc_detach_program(name, hook, program).is_ok() {
+                done.push(format!("detached {program} from {name}"));
+            }
+        }
+    }
+    done
+}

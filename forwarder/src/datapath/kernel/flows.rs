@@ -1,0 +1,285 @@
+//! Reads, ends and collects flows.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{self, MapData, MapError},
+};
+use forwarder_common::{
+    address::{Ipv4, Port},
+    flow::{self, INWARD, OUTWARD},
+    wire::tcp,
+};
+
+use super::{clock, rules::RuleTables};
+use crate::datapath::{Count, FlowRecord, TableFill, Timeouts};
+
+type Key = flow::FlowKey<Ipv4>;
+type Flow = flow::Flow<Ipv4>;
+type Map = maps::HashMap<MapData, Key, Flow>;
+
+/// How long the outward entry of a cut flow stays: the target's late packets are dropped by it,
+/// instead of leaving with their private source.
+const LINGER: Duration = Duration::from_secs(240);
+
+/// A round of collection takes at most this share of one core.
+const SHARE: u32 = 20;
+
+/// The two flow tables.
+pub struct FlowTables {
+    established: Map,
+    half_open: Map,
+    capacity: [u64; 2],
+    timeouts: Timeouts,
+    seen: Seen,
+}
+
+/// What the last look at the tables showed.
+struct Seen {
+    at: Option<Instant>,
+    took: Duration,
+    /// Live sessions by slot.
+    sessions: HashMap<u32, u64>,
+    /// Entries of the established and of the half-open table.
+    entries: [u64; 2],
+    collected_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Established,
+    HalfOpen,
+}
+
+impl FlowTables {
+    pub fn open(ebpf: &mut Ebpf, timeouts: Timeouts) -> Result<Self> {
+        let established = ebpf.take_map("FLOWS").context("the eBPF object has no map FLOWS")?;
+        let half_open = ebpf.take_map("HALF_OPEN").context("the eBPF object has no map HALF_OPEN")?;
+        let capacity = [max_entries(&established)?, max_entries(&half_open)?];
+        Ok(Self {
+            established: established.try_into()?,
+            half_open: half_open.try_into()?,
+            capacity,
+            timeouts,
+            seen: Seen { at: None, took: Duration::ZERO, sessions: HashMap::new(), entries: [0; 2], collected_at: None },
+        })
+    }
+
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.timeouts = timeouts;
+    }
+
+    /// Removes everything.
+    pub fn clear(&mut self) -> Result<()> {
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            let keys: Vec<Key> = self.map(stage).keys().collect::<Result<_, _>>()?;
+            for key in keys {
+                self.remove(stage, &key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&self, stage: Stage) -> &Map {
+        match stage {
+            Stage::Established => &self.established,
+            Stage::HalfOpen => &self.half_open,
+        }
+    }
+
+    fn remove(&mut self, stage: Stage, key: &Key) -> Result<()> {
+        let map = match stage {
+            Stage::Established => &mut self.established,
+            Stage::HalfOpen => &mut self.half_open,
+        };
+        match map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            // The kernel's own ending of the flow came first.
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context("cannot remove a flow"),
+        }
+    }
+
+    /// Removes both entries of a flow. A packet may make it anew meanwhile, in the other table; if
+    /// it did so in this one, its entry would have lost its other half: that goes too.
+    fn remove_both(&mut self, stage: Stage, key: &Key, flow: &Flow) -> Result<()> {
+        self.remove(stage, key)?;
+        self.remove(stage, &flow.other_key(key))?;
+        self.remove(stage, key)
+    }
+
+    /// Everything in a table. Entries that come or go meanwhile may or may not be in it.
+    fn read(&self, stage: Stage) -> Result<Vec<(Key, Flow)>> {
+        let map = self.map(stage);
+        let mut entries = Vec::new();
+        for key in map.keys() {
+            let key = match key {
+                Ok(key) => key,
+                // The entry that the walk stood on was removed.
+                Err(MapError::KeyNotFound) => break,
+                Err(error) => return Err(error).context("cannot read the flow table"),
+            };
+            if let Ok(flow) = map.get(&key, 0) {
+                entries.push((key, flow));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Removes the flows of `slot` whose client `keep` refuses.
+    pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            for (key, flow) in self.read(stage)? {
+                let client = IpAddr::V4(address(key.tuple.src));
+                if flow.rule == slot && flow.direction == INWARD && !keep(client) {
+                    self.remove_both(stage, &key, &flow)?;
+                }
+            }
+        }
+        self.seen.at = None;
+        Ok(())
+    }
+
+    /// A round of collection, if one is due.
+    pub fn collect(&mut self, rules: &RuleTables) -> Result<()> {
+        let interval = (self.seen.took * SHARE).max(Duration::from_secs(1));
+        if self.seen.collected_at.is_some_and(|at| at.elapsed() < interval) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let now = clock::monotonic();
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            for (key, flow) in self.read(stage)? {
+                self.collect_entry(stage, &key, &flow, rules, now)?;
+            }
+        }
+        self.seen.took = start.elapsed();
+        self.seen.collected_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn collect_entry(&mut self, stage: Stage, key: &Key, flow: &Flow, rules: &RuleTables, now: u64) -> Result<()> {
+        if !is_live(key, flow, rules, now) {
+            return match flow.direction {
+                INWARD => self.remove(stage, key),
+                _ if clock::since(flow.last_seen, now) > LINGER => self.remove(stage, key),
+                _ => Ok(()),
+            };
+        }
+        if clock::since(flow.last_seen, now) <= self.idle_time(stage, key, flow) {
+            return Ok(());
+        }
+        // Either direction keeps a flow alive (RFC 4787 REQ-6 asks for outward, allows both).
+        let Ok(other) = self.map(stage).get(&flow.other_key(key), 0) else {
+            return self.remove(stage, key);
+        };
+        if clock::since(other.last_seen, now) > self.idle_time(stage, key, flow) {
+            self.remove_both(stage, key, flow)?;
+        }
+        Ok(())
+    }
+
+    fn idle_time(&self, stage: Stage, key: &Key, flow: &Flow) -> Duration {
+        match (key.protocol == tcp::NUMBER, stage) {
+            (true, _) if flow::is_closing(flow.ended) => self.timeouts.tcp_closing,
+            (true, Stage::Established) => self.timeouts.tcp_established,
+            (true, Stage::HalfOpen) => self.timeouts.tcp_half_open,
+            (false, Stage::HalfOpen) if flow.progress == flow::UNANSWERED => self.timeouts.udp_half_open,
+            (false, _) => self.timeouts.udp_established,
+        }
+    }
+
+    /// Looks at the tables, unless a look costs more than its age is worth.
+    fn look(&mut self, rules: &RuleTables) -> Result<()> {
+        if self.seen.at.is_some_and(|at| at.elapsed() < self.seen.took * SHARE) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let now = clock::monotonic();
+        let established = self.read(Stage::Established)?;
+        self.seen.entries = [established.len() as u64, self.half_open.keys().count() as u64];
+        self.seen.sessions.clear();
+        for (key, flow) in &established {
+            if flow.direction == INWARD && is_live(key, flow, rules, now) && !flow::is_closing(flow.ended) {
+                *self.seen.sessions.entry(flow.rule).or_default() += 1;
+            }
+        }
+        self.seen.took = start.elapsed();
+        self.seen.at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Established sessions of a rule that are not over.
+    pub fn sessions(&mut self, slot: u32, rules: &RuleTables) -> Result<u64> {
+        self.look(rules)?;
+        Ok(self.seen.sessions.get(&slot).copied().unwrap_or(0))
+    }
+
+    pub fn fill(&mut self, rules: &RuleTables) -> Result<[TableFill; 2]> {
+        self.look(rules)?;
+        let fill = |name: &str, at: usize| TableFill {
+            name: name.to_owned(),
+            entries: self.seen.entries[at],
+            capacity: self.capacity[at],
+        };
+        Ok([fill("flows", 0), fill("half-open", 1)])
+    }
+
+    /// All live sessions.
+    pub fn list(&self, rules: &RuleTables) -> Result<Vec<FlowRecord>> {
+        let now = clock::monotonic();
+        let mut records = Vec::new();
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            let (inward, outward): (Vec<_>, Vec<_>) =
+                self.read(stage)?.into_iter().partition(|(_, flow)| flow.direction != OUTWARD);
+            let outward: HashMap<Key, Flow> = outward.into_iter().collect();
+            let live = inward.iter().filter(|(key, flow)| is_live(key, flow, rules, now));
+            records.extend(live.map(|(key, flow)| record(stage, key, flow, outward.get(&flow.other_key(key)), now)));
+        }
+        Ok(records)
+    }
+}
+
+fn max_entries(map: &maps::Map) -> Result<u64> {
+    let (maps::Map::HashMap(data) | maps::Map::LruHashMap(data)) = map else { return Ok(0) };
+    Ok(u64::from(data.info()?.max_entries()))
+}
+
+fn is_live(key: &Key, flow: &Flow, rules: &RuleTables, now: u64) -> bool {
+    rules.line(flow.rule).is_some_and(|line| line.carries(key.protocol, flow.epoch, now))
+}
+
+fn record(stage: Stage, key: &Key, inward: &Flow, outward: Option<&Flow>, now: u64) -> FlowRecord {
+    let last_seen = outward.map_or(inward.last_seen, |outward| outward.last_seen.max(inward.last_seen));
+    let count = |flow: &Flow| Count { packets: flow.packets, bytes: flow.bytes };
+    FlowRecord {
+        slot: inward.rule,
+        protocol: if key.protocol == tcp::NUMBER { "tcp" } else { "udp" },
+        client: socket(key.tuple.src, key.tuple.src_port),
+        external: socket(key.tuple.dst, key.tuple.dst_port),
+        target: socket(inward.to.dst, inward.to.dst_port),
+        state: match stage {
+            _ if flow::is_closing(inward.ended) => "closing",
+            Stage::Established => "established",
+            Stage::HalfOpen => "half-open",
+        },
+        age: clock::since(inward.created, now),
+        idle: clock::since(last_seen, now),
+        inward: count(inward),
+        outward: outward.map(count).unwrap_or_default(),
+    }
+}
+
+fn address(address: Ipv4) -> Ipv4Addr {
+    address.bytes().into()
+}
+
+fn socket(host: Ipv4, port: Port) -> SocketAddr {
+    (address(host), port.number()).into()
+}

@@ -1,0 +1,145 @@
+//! Loads the eBPF object over the pinned maps, or refuses to.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, MapError},
+    programs::{ProgramError, SchedClassifier, Xdp},
+    sys::SyscallError,
+    util::KernelVersion,
+};
+use forwarder_common::layout::{LAYOUT_VERSION, Settings};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::datapath::{Options, TableSizes};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwarder-ebpf"));
+
+/// Networks in all allow lists together.
+pub const ALLOW_CAPACITY: u32 = 1 << 20;
+/// Entries of the port map, which takes memory only for those in use.
+pub const PORTS_CAPACITY: u32 = 1 << 18;
+
+/// Names of the programs in the object.
+pub const XDP: &str = "forwarder_xdp";
+pub const TC_INGRESS: &str = "forwarder_ingress";
+pub const TC_EGRESS: &str = "forwarder_egress";
+
+/// Where the maps are pinned, by name.
+pub fn maps_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("maps")
+}
+
+/// Whether this kernel is of a version or later.
+pub fn kernel_is_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
+}
+
+/// Loads maps and programs. Maps that are pinned already are used as they are, contents included.
+pub fn load(options: &Options) -> Result<Ebpf> {
+    check_bpffs(&options.pin_dir)?;
+    let maps = maps_dir(&options.pin_dir);
+    fs::create_dir_all(&maps).with_context(|| format!("cannot create {}", maps.display()))?;
+    check_layout(&maps)?;
+
+    let TableSizes { rules, flows, half_open } = options.tables;
+    let coarse_clock = u8::from(kernel_is_at_least(5, 11));
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(&maps)
+        .map_max_entries("RULES", rules)
+        .map_max_entries("PROBES", rules)
+        .map_max_entries("RULE_COUNTERS", rules)
+        .map_max_entries("PORTS", PORTS_CAPACITY)
+        .map_max_entries("ALLOW", ALLOW_CAPACITY)
+        .map_max_entries("FLOWS", flows.saturating_mul(2))
+        .map_max_entries("HALF_OPEN", half_open.saturating_mul(2))
+        .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .load(OBJECT)
+        .map_err(|error| match permission(&error) {
+            true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
+            false => anyhow!(error).context("cannot create the eBPF maps"),
+        })?;
+    program::<Xdp>(&mut ebpf, XDP)?.load().map_err(refused)?;
+    for name in [TC_INGRESS, TC_EGRESS] {
+        program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused)?;
+    }
+    Ok(ebpf)
+}
+
+/// A program of the object, by its name and type.
+pub fn program<'e, P>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P>
+where
+    &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn refused(error: ProgramError) -> anyhow::Error {
+    match &error {
+        // The log is many screens long; its last lines say why.
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            log::debug!("{log}");
+            let tail = lines[lines.len().saturating_sub(4)..].join("; ");
+            anyhow!("this kernel's verifier refuses a program ({io_error}): {tail}")
+        }
+        _ => anyhow!(error),
+    }
+}
+
+fn permission(error: &EbpfError) -> bool {
+    let EbpfError::MapError(MapError::CreateError { io_error, .. } | MapError::SyscallError(SyscallError { io_error, .. })) =
+        error
+    else {
+        return false;
+    };
+    io_error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// The nearest directory that exists has to be in a BPF file system.
+fn check_bpffs(pin_dir: &Path) -> Result<()> {
+    let existing = pin_dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let is_bpffs = statfs(existing).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    if !is_bpffs {
+        bail!(
+            "{} is not in a BPF file system: mount one (mount -t bpf bpf /sys/fs/bpf) or name a place in one with --pin-dir",
+            pin_dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Maps of another layout must not be misread.
+fn check_layout(maps: &Path) -> Result<()> {
+    let path = maps.join("SETTINGS");
+    if !path.exists() {
+        return Ok(());
+    }
+    let layout = read_settings(&path).map(|settings| settings.layout);
+    // Layout 0: made, but never filled.
+    if matches!(layout, Ok(0 | LAYOUT_VERSION)) {
+        return Ok(());
+    }
+    bail!(
+        "the maps in {} are of another version of forwarderd (layout {}, this one has {LAYOUT_VERSION}): \
+         `forwarderd detach` removes them and ends all flows, then start again",
+        maps.display(),
+        layout.map_or_else(|_| "unknown".to_owned(), |layout| layout.to_string()),
+    )
+}
+
+fn read_settings(path: &Path) -> Result<Settings> {
+    let map = MapData::from_pin(path)?;
+    if map.info()?.value_size() as usize != size_of::<Settings>() {
+        bail!("the settings have another size");
+    }
+    let settings: Array<_, Settings> = Array::try_from(aya::maps::Map::Array(map))?;
+    Ok(settings.get(&0, 0)?)
+}

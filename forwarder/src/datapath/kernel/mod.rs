@@ -1,0 +1,309 @@
+//! The data path in the kernel: eBPF programs, their maps, and what the controller does with them.
+
+mod attach;
+mod clock;
+mod flows;
+mod load;
+mod rules;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{self, Array, MapData, MapError, PerCpuArray},
+};
+use aya_log::EbpfLogger;
+use forwarder_common::{
+    flow::Side,
+    layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
+    reason::Reason,
+};
+
+pub use attach::detach;
+use attach::{Attached, Links, XdpKind};
+use flows::FlowTables;
+use rules::RuleTables;
+
+use super::{
+    Count, Datapath, FlowRecord, InterfaceStatus, KernelRule, Mode, Options, ReasonCount, RuleCounters, TableFill,
+    Timeouts,
+};
+use crate::network::{Interface, Network};
+
+/// The programs and maps of this machine.
+pub struct KernelDatapath {
+    ebpf: Ebpf,
+    links: Links,
+    mode: Mode,
+    ports: Vec<ConfiguredPort>,
+    settings: Array<MapData, Settings>,
+    interfaces: maps::HashMap<MapData, u32, layout::Interface>,
+    reasons: PerCpuArray<MapData, layout::Count>,
+    rules: RuleTables,
+    flows: FlowTables,
+    /// The eBPF side's lines, rare ones, on their way into this side's log.
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
+    /// What `INTERFACES` holds.
+    described: BTreeMap<u32, layout::Interface>,
+}
+
+/// An interface that the configuration names, there or not.
+struct ConfiguredPort {
+    name: String,
+    side: Side,
+    /// Its index, and what is attached to it.
+    attached: Option<(u32, Attached)>,
+    /// Why nothing is.
+    missing: String,
+}
+
+/// Takes a map out of the object by its name and type.
+fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+where
+    T: TryFrom<maps::Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("the map {name} is of another type"))
+}
+
+impl KernelDatapath {
+    /// Loads the programs over the maps that are there, and attaches them.
+    ///
+    /// Programs of an earlier controller are replaced in one step, its flows and counters kept.
+    pub fn open(options: Options, network: &Network) -> Result<Self> {
+        let mut ebpf = load::load(&options)?;
+        let log = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| log::warn!("the eBPF side's log cannot be followed: {error}"))
+            .ok();
+        let port = |name: &String, side| ConfiguredPort {
+            name: name.clone(),
+            side,
+            attached: None,
+            missing: String::new(),
+        };
+        let ports = options.external.iter().map(|name| port(name, Side::External));
+        let ports = ports.chain(options.internal.iter().map(|name| port(name, Side::Internal))).collect();
+        let mut datapath = Self {
+            links: Links::new(&options.pin_dir)?,
+            mode: options.mode,
+            ports,
+            settings: take(&mut ebpf, "SETTINGS")?,
+            interfaces: take(&mut ebpf, "INTERFACES")?,
+            reasons: take(&mut ebpf, "REASON_COUNTERS")?,
+            rules: RuleTables::open(&mut ebpf)?,
+            flows: FlowTables::open(&mut ebpf, options.timeouts)?,
+            described: BTreeMap::new(),
+            log,
+            ebpf,
+        };
+        datapath.adopt(options.store_id)?;
+        datapath.attach_all(network, true)?;
+        Ok(datapath)
+    }
+
+    /// Of another store, flows mean nothing: their rules' slots are others.
+    fn adopt(&mut self, store_id: u64) -> Result<()> {
+        let settings = self.settings.get(&0, 0)?;
+        if settings.layout != 0 && settings.store_id != store_id {
+            log::warn!("the maps were filled from another store; their flows are ended");
+            self.flows.clear()?;
+            self.rules.reconcile(&[])?;
+        }
+        let settings = Settings { store_id, layout: LAYOUT_VERSION, ..settings };
+        self.settings.set(0, settings, 0).context("cannot write the settings")?;
+        for described in self.interfaces.iter() {
+            let (index, interface) = described?;
+            self.described.insert(index, interface);
+        }
+        Ok(())
+    }
+
+    /// Attaches where nothing is yet and describes each interface. An interface that cannot be
+    /// attached to is an error at the start, later a state that `status` shows.
+    fn attach_all(&mut self, network: &Network, starting: bool) -> Result<()> {
+        for port in &mut self.ports {
+            let Some(interface) = network.interface(&port.name) else {
+                if starting || port.attached.is_some() {
+                    log::warn!("{}", absent(&port.name, network));
+                }
+                port.attached = None;
+                port.missing = "there is no such interface now; it is attached to when it comes".to_owned();
+                continue;
+            };
+            if port.attached.as_ref().is_some_and(|(index, _)| *index == interface.index) {
+                continue;
+            }
+            if interface.mac.is_none() {
+                port.attached = None;
+                port.missing = "it has no Ethernet header; only Ethernet interfaces are supported yet".to_owned();
+                log::warn!("{}: {}", port.name, port.missing);
+                continue;
+            }
+            match self.links.attach(&mut self.ebpf, interface, port.side == Side::External, self.mode) {
+                Ok(attached) => {
+                    let xdp = attached.xdp.map_or("no XDP", XdpKind::name);
+                    log::info!("{}: {} and {xdp} ({})", port.name, attached.tc, attached.why);
+                    port.attached = Some((interface.index, attached));
+                }
+                Err(error) if starting => return Err(error),
+                Err(error) => {
+                    if port.missing != format!("{error:#}") {
+                        log::error!("{}: {error:#}", port.name);
+                    }
+                    port.missing = format!("{error:#}");
+                }
+            }
+        }
+        let indices: BTreeSet<u32> =
+            self.ports.iter().filter_map(|port| Some(port.attached.as_ref()?.0)).collect();
+        self.links.retain(&indices);
+        self.describe(network)
+    }
+
+    /// Writes what the packet path has to know of the interfaces, and starts a new generation of hops.
+    fn describe(&mut self, network: &Network) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for port in &self.ports {
+            let Some((index, attached)) = &port.attached else { continue };
+            if let Some(interface) = network.interfaces.iter().find(|interface| interface.index == *index) {
+                wanted.insert(*index, describe(interface, port.side, attached, self.mode));
+            }
+        }
+        for (index, interface) in &wanted {
+            if self.described.get(index) != Some(interface) {
+                self.interfaces.insert(index, interface, 0).context("cannot describe an interface")?;
+            }
+        }
+        for index in self.described.keys().filter(|index| !wanted.contains_key(index)) {
+            self.interfaces.remove(index).context("cannot forget an interface")?;
+        }
+        self.described = wanted;
+        let settings = self.settings.get(&0, 0)?;
+        let settings = Settings { generation: settings.generation.wrapping_add(1), ..settings };
+        self.settings.set(0, settings, 0).context("cannot start a new generation of hops")
+    }
+}
+
+fn absent(name: &str, network: &Network) -> String {
+    let there: Vec<&str> = network.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    format!("there is no interface {name} now; waiting for it (there are: {})", there.join(", "))
+}
+
+fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) -> layout::Interface {
+    let hardware = interface.kind.is_none();
+    // Generic XDP sees skbs, whose checksum may be unfinished on any interface.
+    let finished = hardware && attached.xdp == Some(XdpKind::Native);
+    let sends = interface.sends_for_xdp.unwrap_or(hardware && attached.xdp == Some(XdpKind::Native));
+    let target = mode == Mode::XdpGeneric || sends;
+    layout::Interface {
+        mtu: interface.mtu,
+        mac: interface.mac.unwrap_or_default(),
+        side: side as u8,
+        flags: if finished { 0 } else { UNFINISHED_CHECKSUMS } | if target { XDP_TARGET } else { 0 },
+    }
+}
+
+impl Datapath for KernelDatapath {
+    fn rule_capacity(&self) -> u32 {
+        self.rules.capacity()
+    }
+
+    fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
+        self.rules.reconcile(wanted)
+    }
+
+    fn cut_flows(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
+        self.flows.cut(slot, keep)
+    }
+
+    fn network_changed(&mut self, network: &Network) -> Result<()> {
+        self.attach_all(network, false)
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        self.rules.follow_clock()?;
+        self.flows.collect(&self.rules)
+    }
+
+    fn counters(&mut self, slot: u32) -> Result<RuleCounters> {
+        let counters = self.rules.counters(slot)?;
+        let count = |count: layout::Count| Count { packets: count.packets, bytes: count.bytes };
+        let reasons = Reason::ALL[Reason::FIRST_DROP..].iter().map(|reason| reason.name());
+        Ok(RuleCounters {
+            inward: count(counters.inward),
+            outward: count(counters.outward),
+            sessions_active: self.flows.sessions(slot, &self.rules)?,
+            sessions_total: counters.sessions,
+            dropped: reasons.zip(counters.dropped).filter(|(_, packets)| *packets > 0).collect(),
+        })
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowRecord>> {
+        self.flows.list(&self.rules)
+    }
+
+    fn reasons(&mut self) -> Result<Vec<ReasonCount>> {
+        let mut reasons = Vec::new();
+        for hook in Hook::ALL {
+            for &reason in Reason::ALL {
+                let mut sum = Count::default();
+                for cpu in self.reasons.get(&layout::reason_index(hook, reason), 0)?.iter() {
+                    sum.packets += cpu.packets;
+                    sum.bytes += cpu.bytes;
+                }
+                if sum.packets > 0 {
+                    reasons.push(ReasonCount {
+                        path: hook.name().to_owned(),
+                        reason: reason.name().to_owned(),
+                        verdict: reason.verdict().name().to_owned(),
+                        count: sum,
+                    });
+                }
+            }
+        }
+        Ok(reasons)
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let status = |port: &ConfiguredPort| {
+            let attached = port.attached.as_ref();
+            InterfaceStatus {
+                name: port.name.clone(),
+                index: attached.map(|(index, _)| *index),
+                side: if port.side == Side::External { "external" } else { "internal" }.to_owned(),
+                xdp: attached.and_then(|(_, attached)| attached.xdp).map_or("none", XdpKind::name).to_owned(),
+                tc: attached.map_or("none", |(_, attached)| attached.tc).to_owned(),
+                why: attached.map_or_else(|| port.missing.clone(), |(_, attached)| attached.why.clone()),
+            }
+        };
+        self.ports.iter().map(status).collect()
+    }
+
+    fn tables(&mut self) -> Result<Vec<TableFill>> {
+        let (rules, pages) = self.rules.fill();
+        let fill = |name: &str, entries: usize, capacity: u32| TableFill {
+            name: name.to_owned(),
+            entries: entries as u64,
+            capacity: u64::from(capacity),
+        };
+        let [flows, half_open] = self.flows.fill(&self.rules)?;
+        Ok(vec![
+            fill("rules", rules, self.rules.capacity()),
+            fill("ports", pages, load::PORTS_CAPACITY),
+            flows,
+            half_open,
+        ])
+    }
+
+    fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {
+        self.flows.set_timeouts(*timeouts);
+        Ok(())
+    }
+}

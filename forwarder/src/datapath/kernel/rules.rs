@@ -1,0 +1,324 @@
+//! Keeps the kernel's rule lines, ports and allow lists equal to what is wanted.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{self, Array, MapData, PerCpuArray, PerCpuValues, lpm_trie},
+};
+use forwarder_common::{
+    address::Ipv4,
+    layout::RuleCounters,
+    rule::{self, ALLOW_LIST_BITS, AllowKey, Page, PageKey},
+    wire::{tcp, udp},
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{clock::Offset, take};
+use crate::{
+    datapath::KernelRule,
+    rule::{PortRange, Protocol},
+};
+
+type Line = rule::Rule<Ipv4>;
+type Pages = HashMap<PageKey<Ipv4>, Page>;
+
+/// A line that no packet takes part in.
+const EMPTY: Line = Line {
+    expires: 0,
+    flags: 0,
+    tcp_epoch: 0,
+    udp_epoch: 0,
+    allow_list: 0,
+    target: Ipv4::new([0; 4]),
+    target_port: 0,
+    external_port: 0,
+};
+
+/// The maps that rules are made of, and what is in them.
+pub struct RuleTables {
+    lines: Array<MapData, Line>,
+    ports: maps::HashMap<MapData, PageKey<Ipv4>, Page>,
+    allow: lpm_trie::LpmTrie<MapData, AllowKey<Ipv4>, u8>,
+    counters: PerCpuArray<MapData, RuleCounters>,
+    /// By slot; slots not in it hold the empty line.
+    applied: BTreeMap<u32, Applied>,
+    pages: Pages,
+    next_list: u32,
+    /// The clocks' distance when the lines' expiries were written.
+    offset: Offset,
+}
+
+#[derive(Clone)]
+struct Applied {
+    line: Line,
+    /// What the allow list was made from.
+    allow: Vec<IpNet>,
+    expires_at: Option<jiff::Timestamp>,
+}
+
+impl RuleTables {
+    /// Takes the maps over, with what an earlier controller left in them.
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut tables = Self {
+            lines: take(ebpf, "RULES")?,
+            ports: take(ebpf, "PORTS")?,
+            allow: take(ebpf, "ALLOW")?,
+            counters: take(ebpf, "RULE_COUNTERS")?,
+            applied: BTreeMap::new(),
+            pages: HashMap::new(),
+            next_list: 1,
+            offset: Offset::now(),
+        };
+        tables.read().context("cannot read the rule maps")?;
+        Ok(tables)
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let mut lists: HashMap<u32, Vec<IpNet>> = HashMap::new();
+        for key in self.allow.keys() {
+            let key = key?;
+            let bits = key.prefix_len().saturating_sub(ALLOW_LIST_BITS) as u8;
+            let list = u32::from_be_bytes(key.data().list);
+            let net = Ipv4Net::new(key.data().source.bytes().into(), bits)?;
+            lists.entry(list).or_default().push(net.into());
+        }
+        self.next_list = lists.keys().max().map_or(1, |list| list + 1);
+        for slot in 0..self.lines.len() {
+            let line = self.lines.get(&slot, 0)?;
+            if line.flags & rule::ACTIVE == 0 {
+                continue;
+            }
+            let mut allow = lists.remove(&line.allow_list).unwrap_or_default();
+            allow.sort();
+            self.applied.insert(slot, Applied { line, allow, expires_at: None });
+        }
+        // Of a controller that died before it could clear up.
+        for (list, nets) in lists {
+            self.remove_list(list, &nets);
+        }
+        for page in self.ports.iter() {
+            let (key, page) = page?;
+            self.pages.insert(key, page);
+        }
+        Ok(())
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.lines.len()
+    }
+
+    /// Rules and pages in use.
+    pub fn fill(&self) -> (usize, usize) {
+        (self.applied.len(), self.pages.len())
+    }
+
+    /// The line of a slot, if a rule is there.
+    pub fn line(&self, slot: u32) -> Option<&Line> {
+        self.applied.get(&slot).map(|applied| &applied.line)
+    }
+
+    /// Makes the maps equal to `wanted`.
+    ///
+    /// In an order in which no packet meets a rule that is half there: lists and lines before the
+    /// ports that lead to them, ports before the lines that they led to, lists last.
+    pub fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
+        let pages = pages(wanted)?;
+        self.offset = Offset::now();
+        let mut stale_lists = Vec::new();
+        for rule in wanted {
+            if let Some(list) = self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))? {
+                stale_lists.push(list);
+            }
+        }
+        self.write_pages(pages)?;
+        let keep: HashSet<u32> = wanted.iter().map(|rule| rule.slot).collect();
+        let gone: Vec<u32> = self.applied.keys().copied().filter(|slot| !keep.contains(slot)).collect();
+        for slot in gone {
+            self.lines.set(slot, EMPTY, 0).with_context(|| format!("cannot clear rule slot {slot}"))?;
+            if let Some(applied) = self.applied.remove(&slot) {
+                stale_lists.push((applied.line.allow_list, applied.allow));
+            }
+        }
+        for (list, nets) in stale_lists {
+            self.remove_list(list, &nets);
+        }
+        Ok(())
+    }
+
+    /// Writes the expiries anew if the wall clock was set.
+    pub fn follow_clock(&mut self) -> Result<()> {
+        let offset = Offset::now();
+        if !offset.has_moved_from(self.offset) {
+            return Ok(());
+        }
+        self.offset = offset;
+        for (slot, applied) in &mut self.applied {
+            if let Some(expires_at) = applied.expires_at {
+                applied.line.expires = offset.monotonic_of(expires_at);
+                self.lines.set(*slot, applied.line, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A rule's counters, summed over the CPUs.
+    pub fn counters(&self, slot: u32) -> Result<RuleCounters> {
+        let mut sum = RuleCounters::ZERO;
+        for cpu in self.counters.get(&slot, 0)?.iter() {
+            for (sum, cpu) in [(&mut sum.inward, &cpu.inward), (&mut sum.outward, &cpu.outward)] {
+                sum.packets += cpu.packets;
+                sum.bytes += cpu.bytes;
+            }
+            sum.sessions += cpu.sessions;
+            for (sum, cpu) in sum.dropped.iter_mut().zip(&cpu.dropped) {
+                *sum += cpu;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Returns the allow list that the slot's packets no longer ask, if that changed.
+    fn write_line(&mut self, wanted: &KernelRule) -> Result<Option<(u32, Vec<IpNet>)>> {
+        let mut allow = wanted.allow.clone();
+        allow.sort();
+        let before = self.applied.get(&wanted.slot).cloned();
+        let same_list = before.as_ref().is_some_and(|before| before.allow == allow);
+        let list = match &before {
+            Some(before) if same_list => before.line.allow_list,
+            _ => self.insert_list(&allow)?,
+        };
+        let mut line = line(wanted, list, self.offset)?;
+        match &before {
+            Some(before) => {
+                if same_expiry(before, wanted, &line) {
+                    line.expires = before.line.expires;
+                }
+                if before.line != line {
+                    self.lines.set(wanted.slot, line, 0)?;
+                }
+            }
+            None => {
+                self.zero_counters(wanted.slot)?;
+                self.lines.set(wanted.slot, line, 0)?;
+            }
+        }
+        let stale = before.filter(|_| !same_list).map(|before| (before.line.allow_list, before.allow));
+        self.applied.insert(wanted.slot, Applied { line, allow, expires_at: wanted.expires_at });
+        Ok(stale)
+    }
+
+    fn zero_counters(&mut self, slot: u32) -> Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let zeroes = PerCpuValues::try_from(vec![RuleCounters::ZERO; cpus])?;
+        self.counters.set(slot, zeroes, 0)?;
+        Ok(())
+    }
+
+    fn write_pages(&mut self, wanted: Pages) -> Result<()> {
+        for (key, page) in &wanted {
+            if self.pages.get(key) != Some(page) {
+                self.ports.insert(key, page, 0).context("cannot write the port map; is it full?")?;
+            }
+        }
+        for key in self.pages.keys().filter(|key| !wanted.contains_key(key)) {
+            self.ports.remove(key).context("cannot remove from the port map")?;
+        }
+        self.pages = wanted;
+        Ok(())
+    }
+
+    /// Makes a new list and returns its number; 0, which admits everyone, for an empty one.
+    fn insert_list(&mut self, nets: &[IpNet]) -> Result<u32> {
+        if nets.is_empty() {
+            return Ok(0);
+        }
+        let list = self.next_list;
+        self.next_list = list.checked_add(1).context("the allow lists' numbers are used up: `forwarderd detach` starts anew")?;
+        for net in nets.iter().filter_map(v4) {
+            self.allow.insert(&allow_key(list, net), 1, 0).context("cannot write the allow lists; are they full?")?;
+        }
+        Ok(list)
+    }
+
+    fn remove_list(&mut self, list: u32, nets: &[IpNet]) {
+        for net in nets.iter().filter_map(v4) {
+            if let Err(error) = self.allow.remove(&allow_key(list, net)) {
+                log::debug!("allow list {list}: {error}");
+            }
+        }
+    }
+}
+
+/// Of an allow list with both families an IPv4 rule needs the IPv4 part. (A list of IPv6 networks
+/// alone still admits nobody.)
+fn v4(net: &IpNet) -> Option<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    }
+}
+
+fn allow_key(list: u32, net: Ipv4Net) -> lpm_trie::Key<AllowKey<Ipv4>> {
+    let source = Ipv4::new(net.network().octets());
+    lpm_trie::Key::new(ALLOW_LIST_BITS + u32::from(net.prefix_len()), AllowKey { list: list.to_be_bytes(), source })
+}
+
+/// Whether the line in the kernel ends at the wanted moment already. An adopted line says only when
+/// on the monotonic clock: the same but for what the clocks' reading differs.
+fn same_expiry(before: &Applied, wanted: &KernelRule, line: &Line) -> bool {
+    const READING: u64 = 5_000_000;
+    before.expires_at == wanted.expires_at && wanted.expires_at.is_some()
+        || before.line.expires.abs_diff(line.expires) < READING
+}
+
+fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Result<Line> {
+    let PortRange { first: target_port, last } = wanted.target_ports;
+    let one = if target_port == last { rule::ONE_TARGET_PORT } else { 0 };
+    Ok(Line {
+        expires: wanted.expires_at.map_or(u64::MAX, |moment| offset.monotonic_of(moment)),
+        flags: rule::ACTIVE | one,
+        tcp_epoch: wanted.epoch.tcp,
+        udp_epoch: wanted.epoch.udp,
+        allow_list,
+        target: ipv4(wanted.target)?,
+        target_port,
+        external_port: wanted.external_ports.first,
+    })
+}
+
+fn ipv4(address: IpAddr) -> Result<Ipv4> {
+    match address {
+        IpAddr::V4(address) => Ok(Ipv4::new(address.octets())),
+        IpAddr::V6(address) => bail!("{address}: IPv6 is not forwarded yet"),
+    }
+}
+
+fn protocols(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Tcp => &[tcp::NUMBER],
+        Protocol::Udp => &[udp::NUMBER],
+        Protocol::TcpUdp => &[tcp::NUMBER, udp::NUMBER],
+    }
+}
+
+/// The port map that leads to these rules.
+fn pages(rules: &[KernelRule]) -> Result<Pages> {
+    let mut pages = Pages::new();
+    for rule in rules {
+        for address in &rule.externals {
+            let address = ipv4(*address)?;
+            for &protocol in protocols(rule.protocol) {
+                for port in rule.external_ports.first..=rule.external_ports.last {
+                    let page = pages.entry(PageKey::new(address, protocol, port)).or_insert(Page::EMPTY);
+                    page.slots[usize::from(port) % rule::PAGE_PORTS] = rule.slot + 1;
+                }
+            }
+        }
+    }
+    Ok(pages)
+}

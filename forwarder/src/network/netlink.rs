@@ -1,0 +1,135 @@
+//! Reading and following through rtnetlink.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::{
+    address::AddressAttribute,
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{Interface, Network, xdp_features};
+
+/// Changes come in bursts: one snapshot serves all within this time of the first.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// A snapshot at least this often, in case the kernel dropped messages for want of buffers, and
+/// for the properties that it sends no message about.
+const RESYNC: Duration = Duration::from_secs(5);
+
+/// Reads what the machine has now.
+pub async fn snapshot() -> Result<Network> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let task = tokio::spawn(connection);
+    let network = read(&handle).await;
+    task.abort();
+    network
+}
+
+/// Sends a snapshot after every change of a link, address, route, rule or neighbour, and now and
+/// then without one. Ends when the receiver is dropped.
+pub async fn watch() -> Result<mpsc::Receiver<Network>> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+        MulticastGroup::Neigh,
+    ];
+    let (connection, handle, mut messages) =
+        rtnetlink::new_multicast_connection(&groups).context("cannot follow netlink")?;
+    tokio::spawn(connection);
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            if let Ok(None) = timeout(RESYNC, messages.next()).await {
+                log::error!("netlink has closed; changes of interfaces and addresses are not seen any more");
+                return;
+            }
+            tokio::time::sleep(SETTLE).await;
+            while let Ok(Some(_)) = timeout(Duration::ZERO, messages.next()).await {}
+            match read(&handle).await {
+                Ok(network) => {
+                    if sender.send(network).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => log::warn!("{error:#}"),
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+async fn read(handle: &Handle) -> Result<Network> {
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.context("cannot list the interfaces")?;
+    let mut interfaces: Vec<Interface> = links.into_iter().filter_map(interface).collect();
+
+    let mut addresses = handle.address().get().execute();
+    while let Some(address) = addresses.try_next().await.context("cannot list the addresses")? {
+        let Some(interface) = interfaces.iter_mut().find(|interface| interface.index == address.header.index) else {
+            continue;
+        };
+        // Of a point-to-point address LOCAL is the interface's own, ADDRESS the peer's.
+        let own = address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(own) => Some(*own),
+            _ => None,
+        });
+        let own = own.or_else(|| {
+            address.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(own) => Some(*own),
+                _ => None,
+            })
+        });
+        interface.addresses.extend(own);
+    }
+
+    let indices: Vec<u32> = interfaces.iter().map(|interface| interface.index).collect();
+    let features = xdp_features::read(&indices).await;
+    for interface in &mut interfaces {
+        interface.sends_for_xdp = features.get(&interface.index).map(|features| features.sends_frames());
+        interface.addresses.sort();
+    }
+    Ok(Network { interfaces })
+}
+
+fn interface(link: LinkMessage) -> Option<Interface> {
+    let mut interface = Interface {
+        index: link.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+        kind: None,
+        addresses: Vec::new(),
+        sends_for_xdp: None,
+    };
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name = name,
+            LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            LinkAttribute::Address(mac) if link.header.link_layer_type == LinkLayerType::Ether => {
+                interface.mac = mac.try_into().ok();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                interface.kind = infos.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!interface.name.is_empty()).then_some(interface)
+}
+
+fn kind_name(kind: InfoKind) -> String {
+    kind.to_string()
+}

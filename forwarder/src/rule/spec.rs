@@ -1,0 +1,345 @@
+//! What a user asks of a rule, and whether it can be had.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+
+use super::invalid::{Invalid, quoted, refuse};
+use super::{AllowList, External, Lifetime, Place, Protocol, Target, text};
+
+/// Which way the packets of a rule take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Through the forwarder's own path.
+    #[default]
+    Fast,
+    /// Through the host's routing and firewall.
+    Stack,
+}
+
+/// How much a rule may carry; absent: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions_per_source: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_per_second: Option<u64>,
+}
+
+/// Everything about a rule that its user decides, apart from its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    pub name: Option<String>,
+    pub protocol: Protocol,
+    pub external: External,
+    pub target: Target,
+    pub allow: AllowList,
+    pub limits: Limits,
+    pub hairpin: bool,
+    pub via: Via,
+    pub enabled: bool,
+    pub owner: Option<String>,
+    pub purpose: Option<String>,
+    pub review_by: Option<Date>,
+}
+
+/// What a request says about a rule: the body of `POST /v1/rules` and of `PATCH /v1/rules/{id}`.
+///
+/// Adding needs `protocol`, `external` and `target`. Everything that is not said keeps its
+/// value, or its default where the rule is new. An empty text takes a text away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<AllowList>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hairpin: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
+    /// `2026-12-31`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub review_by: Option<String>,
+    /// `90s`, `10m`, `12h`, `30d`, or `never`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<Lifetime>,
+    /// Takes a port although a service of the router listens on it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub force: bool,
+    /// When adding: takes the place of the one rule that it would collide with.
+    #[serde(skip_serializing_if = "is_false")]
+    pub replace: bool,
+    /// When changing: ends all the rule's flows.
+    #[serde(skip_serializing_if = "is_false")]
+    pub cut: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Request {
+    /// The rule that this asks to add.
+    pub fn new_spec(&self) -> Result<Spec, Invalid> {
+        let (Some(protocol), Some(external), Some(target)) =
+            (self.protocol, self.external.clone(), self.target)
+        else {
+            refuse!("protocol, external and target are needed, as \"tcp\", \"wan:8080\", \"10.0.0.10:80\"");
+        };
+        if self.cut {
+            refuse!("cut belongs to a change of a rule: leave it out when adding");
+        }
+        let bare = Spec {
+            name: None,
+            protocol,
+            external,
+            target,
+            allow: AllowList::default(),
+            limits: Limits::default(),
+            hairpin: true,
+            via: Via::default(),
+            enabled: true,
+            owner: None,
+            purpose: None,
+            review_by: None,
+        };
+        self.apply(&bare)
+    }
+
+    /// What `spec` becomes by this change.
+    pub fn changed_spec(&self, spec: &Spec) -> Result<Spec, Invalid> {
+        if self.protocol.is_some() || self.external.is_some() {
+            refuse!("protocol and external of a rule stay: delete it and add another");
+        }
+        if self.replace {
+            refuse!("replace belongs to adding a rule: leave it out of a change");
+        }
+        self.apply(spec)
+    }
+
+    fn apply(&self, spec: &Spec) -> Result<Spec, Invalid> {
+        let text = |asked: &Option<String>, kept: &Option<String>| match asked {
+            Some(text) if text.is_empty() => None,
+            Some(text) => Some(text.clone()),
+            None => kept.clone(),
+        };
+        let changed = Spec {
+            name: text(&self.name, &spec.name),
+            protocol: spec.protocol,
+            external: spec.external.clone(),
+            target: self.target.unwrap_or(spec.target),
+            allow: self.allow.clone().unwrap_or_else(|| spec.allow.clone()),
+            limits: self.limits.unwrap_or(spec.limits),
+            hairpin: self.hairpin.unwrap_or(spec.hairpin),
+            via: self.via.unwrap_or(spec.via),
+            enabled: self.enabled.unwrap_or(spec.enabled),
+            owner: text(&self.owner, &spec.owner),
+            purpose: text(&self.purpose, &spec.purpose),
+            review_by: match self.review_by.as_deref() {
+                Some("") => None,
+                Some(date) => Some(parse_date(date)?),
+                None => spec.review_by,
+            },
+        };
+        changed.check()?;
+        Ok(changed)
+    }
+}
+
+/// Reads a day as `2026-12-31`.
+pub fn parse_date(text: &str) -> Result<Date, Invalid> {
+    // jiff takes more forms, a time of day among them; one is enough here.
+    match text.parse::<Date>() {
+        Ok(date) if date.to_string() == text => Ok(date),
+        _ => refuse!("review date {} is not a day: write it as 2026-12-31", quoted(text)),
+    }
+}
+
+impl Spec {
+    /// Refuses what can be known to be wrong from the rule alone.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.name.as_deref().map_or(Ok(()), text::check_name)?;
+        self.owner.as_deref().map_or(Ok(()), text::check_owner)?;
+        self.purpose.as_deref().map_or(Ok(()), text::check_purpose)?;
+        self.check_families()?;
+        if let Place::Address(address) = self.external.place {
+            check_unicast("external", address)?;
+            if address == self.target.address {
+                refuse!(
+                    "target {address} is the external address itself: give the address of a host behind it"
+                );
+            }
+        }
+        check_unicast("target", self.target.address)?;
+        let (outside, inside) = (self.external.ports.count(), self.target.ports.count());
+        if inside != 1 && inside != outside {
+            refuse!(
+                "external has {outside} port(s) and target {inside}: make the ranges equally long, or give one target port"
+            );
+        }
+        self.check_enforced()
+    }
+
+    fn check_families(&self) -> Result<(), Invalid> {
+        let target = self.target.address;
+        match self.external.place {
+            Place::Address(external) if external.is_ipv4() != target.is_ipv4() => {
+                refuse!("external {external} and target {target} are not both IPv4: give both of one family")
+            }
+            Place::Address(IpAddr::V6(external)) => {
+                refuse!("IPv6 is not forwarded yet: give an IPv4 address instead of {external}")
+            }
+            Place::Interface(_) if target.is_ipv6() => {
+                refuse!("IPv6 is not forwarded yet: give an IPv4 address instead of {target}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what the packet path would not keep, rather than take it and not do it.
+    fn check_enforced(&self) -> Result<(), Invalid> {
+        if self.limits != Limits::default() {
+            refuse!("limits on sessions are not enforced yet: leave them out");
+        }
+        if self.via == Via::Stack {
+            refuse!("via stack is not built yet: leave it out, or write via fast");
+        }
+        Ok(())
+    }
+}
+
+fn check_unicast(what: &str, address: IpAddr) -> Result<(), Invalid> {
+    let kind = match address {
+        _ if address.is_loopback() => "a loopback",
+        _ if address.is_multicast() => "a multicast",
+        _ if address.is_unspecified() => "the unspecified",
+        IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast",
+        IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240 => "a reserved",
+        _ => return Ok(()),
+    };
+    refuse!("{what} {address} is {kind} address: give the address of one host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(external: &str, target: &str) -> Request {
+        Request {
+            protocol: Some(Protocol::Tcp),
+            external: Some(external.parse().unwrap()),
+            target: Some(target.parse().unwrap()),
+            ..Request::default()
+        }
+    }
+
+    fn refusal(external: &str, target: &str) -> String {
+        request(external, target).new_spec().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_rule_has_the_defaults() {
+        let spec = request("wan:8080", "10.0.0.10:80").new_spec().unwrap();
+        assert!(spec.hairpin && spec.enabled && spec.allow.is_empty() && spec.via == Via::Fast);
+    }
+
+    #[test]
+    fn ranges_are_equally_long_or_lead_to_one_port() {
+        assert!(request("wan:100-199", "10.0.0.10:300-399").new_spec().is_ok());
+        assert!(request("wan:100-199", "10.0.0.10:300").new_spec().is_ok());
+        assert!(refusal("wan:100-199", "10.0.0.10:300-398").contains("100 port(s) and target 99"));
+        assert!(refusal("wan:100", "10.0.0.10:300-301").contains("equally long"));
+    }
+
+    #[test]
+    fn addresses_that_are_no_single_host_are_refused() {
+        for bad in ["127.0.0.1", "224.0.0.1", "0.0.0.0", "0.1.2.3", "255.255.255.255", "240.0.0.1"] {
+            assert!(refusal("203.0.113.10:80", &format!("{bad}:80")).starts_with("target"), "{bad}");
+            assert!(refusal(&format!("{bad}:80"), "10.0.0.10:80").starts_with("external"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_the_external_address_is_refused() {
+        assert!(refusal("203.0.113.10:80", "203.0.113.10:81").contains("external address itself"));
+    }
+
+    #[test]
+    fn ipv6_is_refused_by_name() {
+        assert!(refusal("203.0.113.10:80", "[2001:db8::1]:80").contains("one family"));
+        assert!(refusal("[2001:db8::1]:80", "10.0.0.10:80").contains("one family"));
+        assert!(refusal("[2001:db8::1]:80", "[2001:db8::2]:80").contains("IPv6 is not forwarded yet"));
+        assert!(refusal("wan:80", "[2001:db8::2]:80").contains("IPv6 is not forwarded yet"));
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_refused_and_not_forgotten() {
+        let limits = Limits { new_per_second: Some(5), ..Limits::default() };
+        let limited = Request { limits: Some(limits), ..request("wan:80", "10.0.0.10:80") };
+        assert!(limited.new_spec().unwrap_err().to_string().contains("not enforced yet"));
+        let stack = Request { via: Some(Via::Stack), ..request("wan:80", "10.0.0.10:80") };
+        assert!(stack.new_spec().unwrap_err().to_string().contains("not built yet"));
+        let hairpin = Request { hairpin: Some(false), ..request("wan:80", "10.0.0.10:80") };
+        assert!(!hairpin.new_spec().unwrap().hairpin);
+    }
+
+    #[test]
+    fn a_review_date_is_a_day() {
+        assert!(parse_date("2026-12-31").is_ok());
+        for text in ["", "tomorrow", "31.12.2026", "2026-13-01", "2026-02-30", "2026-12-31T00:00", "20261231"]
+        {
+            assert!(parse_date(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_name() {
+        let named = Request {
+            name: Some("web".into()),
+            owner: Some("ops".into()),
+            ..request("wan:80", "10.0.0.10:80")
+        };
+        let spec = named.new_spec().unwrap();
+        let change = Request { owner: Some(String::new()), enabled: Some(false), ..Request::default() };
+        let changed = change.changed_spec(&spec).unwrap();
+        assert_eq!(changed, Spec { owner: None, enabled: false, ..spec });
+    }
+
+    #[test]
+    fn adding_and_changing_refuse_each_others_words() {
+        let spec = request("wan:80", "10.0.0.10:80").new_spec().unwrap();
+        assert!(Request { cut: true, ..request("wan:80", "10.0.0.10:80") }.new_spec().is_err());
+        assert!(Request { replace: true, ..Request::default() }.changed_spec(&spec).is_err());
+        assert!(request("wan:80", "10.0.0.10:80").changed_spec(&spec).is_err());
+        assert!(Request::default().new_spec().is_err());
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        let error = serde_json::from_str::<Request>(r#"{"protocoll": "tcp"}"#).unwrap_err().to_string();
+        assert!(error.contains("`protocoll`"), "{error}");
+        let error = serde_json::from_str::<Request>(r#"{"limits": {"max": 1}}"#).unwrap_err().to_string();
+        assert!(error.contains("`max`"), "{error}");
+    }
+}

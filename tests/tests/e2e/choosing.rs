@@ -1,0 +1,195 @@
+//! Which rule a packet belongs to, if any.
+
+use std::io::{BufRead, BufReader, Write};
+
+use testbed::{DEADLINE, Frame, TcpFields, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket};
+
+use crate::common::*;
+
+/// The line that a server says to whoever connects.
+fn greeting(bed: &Testbed, address: &str) -> String {
+    let mut line = String::new();
+    BufReader::new(connect(&bed.client, address).unwrap()).read_line(&mut line).unwrap();
+    line.trim().to_owned()
+}
+
+for_each_datapath! {
+    /// Row 13.
+    fn tcp_and_udp_on_one_port_may_part(bed = two_servers()) {
+        add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80");
+        add(bed, "udp 203.0.113.1:8080 10.0.0.11:80");
+        add(bed, "tcp+udp 203.0.113.1:9090 10.0.0.11:80");
+        let servers = ["10.0.0.10", "10.0.0.11"].map(|address| {
+            let at = format!("{address}:80");
+            let tcp = TcpServer::greeting(bed.at(address), &at, address).unwrap();
+            (tcp, UdpServer::echo(bed.at(address), &at, address).unwrap())
+        });
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        assert_eq!(greeting(bed, W8080), "10.0.0.10");
+        assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "10.0.0.11 x");
+        assert_eq!(greeting(bed, "203.0.113.1:9090"), "10.0.0.11");
+        assert_eq!(udp_ask(&socket, "203.0.113.1:9090", "x").unwrap(), "10.0.0.11 x");
+        assert_eq!(rules(bed).len(), 3);
+        assert_carried(bed);
+        drop(servers);
+    }
+}
+
+/// Row 12.
+#[test]
+fn a_port_belongs_to_one_rule() {
+    let bed = Testbed::builder().start().unwrap();
+    add(&bed, "tcp 203.0.113.1:8000-8100 10.0.0.10:80 --name first-come");
+    for (protocol, external) in [
+        ("tcp", "203.0.113.1:8000"),
+        ("tcp", "203.0.113.1:8100"),
+        ("tcp", "203.0.113.1:1-65535"),
+        ("tcp+udp", "203.0.113.1:8050"),
+    ] {
+        let refusal = bed.ctl_output(&["add", protocol, external, "10.0.0.10:22"]).unwrap();
+        let line = String::from_utf8(refusal.stderr).unwrap();
+        assert_eq!(refusal.status.code(), Some(1), "{protocol} {external}");
+        assert!(line.contains("first-come"), "{line}");
+    }
+    assert_eq!(rules(&bed).len(), 1);
+    for (protocol, external) in
+        [("udp", "203.0.113.1:8050"), ("tcp", "203.0.113.1:7999"), ("tcp", "203.0.113.1:8101")]
+    {
+        bed.ctl(&["add", protocol, external, "10.0.0.10:22"]).unwrap();
+    }
+}
+
+for_each_datapath! {
+    /// Row 14.
+    fn ranges_map_port_by_port_or_all_to_one(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:10000-20000 10.0.0.10:30000-40000");
+        add(bed, "udp 203.0.113.1:65535 10.0.0.10:1");
+        add(bed, "udp 203.0.113.1:1 10.0.0.10:65535");
+        add(bed, "udp 203.0.113.1:7000-7999 10.0.0.10:80");
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        for (asked, got) in [
+            (10000, 30000), (10001, 30001), (20000, 40000), (65535, 1), (1, 65535), (7000, 80), (7500, 80), (7999, 80),
+        ] {
+            // A client port for each: several ports lead to one.
+            let client = format!("192.0.2.7:{asked}");
+            let question = Frame::udp(&client, &format!("203.0.113.1:{asked}"), b"question");
+            assert_eq!(ends.inward(&question).destination, format!("10.0.0.10:{got}").parse().unwrap());
+            let answer = ends.outward(&Frame::udp(&format!("10.0.0.10:{got}"), &client, b"answer"));
+            assert_eq!(answer.source, format!("203.0.113.1:{asked}").parse().unwrap());
+        }
+        let outside = [9999, 20001, 6999, 8000, 65534, 2]
+            .map(|port| ends.client.bytes(&Frame::udp(STRANGER, &format!("203.0.113.1:{port}"), b"outside")));
+        ends.assert_none_arrives(&outside);
+    }
+}
+
+for_each_datapath! {
+    /// Row 15, as far as addresses stay.
+    fn a_rule_may_be_bound_to_an_interface(bed = Testbed::builder()) {
+        bed.router.ip("addr add 203.0.113.9/24 dev wan").unwrap();
+        add(bed, "udp wan:8080 10.0.0.10:80");
+        let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "server x");
+        testbed::wait_until("the second address is served", DEADLINE, || answers(&socket, "203.0.113.9:8080")).unwrap();
+    }
+}
+
+for_each_datapath! {
+    /// Row 17.
+    fn only_listed_sources_may_use_a_rule_with_an_allow_list(bed = Testbed::builder()) {
+        add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80 --allow 198.51.100.0/25 --allow 192.0.2.7");
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let syn = |source: &str| Frame::tcp(source, W8080, TcpFields::new(TcpFields::SYN, 1, 0), b"");
+        for source in ["198.51.100.1:9", "198.51.100.127:9", "192.0.2.7:9"] {
+            ends.inward(&syn(source));
+        }
+        let others = ["198.51.100.128:9", "192.0.2.8:9", "192.0.2.6:9", "203.0.113.2:9"];
+        ends.assert_none_arrives(&others.map(|source| ends.client.bytes(&syn(source))));
+        let rule = rules(bed).into_iter().find(|rule| rule["protocol"] == "tcp").unwrap();
+        assert_eq!(rule["counters"]["dropped"]["not-allowed"], others.len(), "{rule:#}");
+    }
+}
+
+for_each_datapath! {
+    /// Row 20.
+    fn direct_traffic_of_a_target_is_never_rewritten(
+        bed = Testbed::builder().internal("lan2", "10.0.1.1/24", &["10.0.1.10"])
+    ) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let tcp = TcpServer::greeting(bed.server(), TARGET, "direct").unwrap();
+        let _udp = UdpServer::echo(bed.server(), TARGET, "direct").unwrap();
+        let inside = bed.at("10.0.1.10");
+        // Same ports as a mapped flow that is there already.
+        let outside = udp_socket(&bed.client, "203.0.113.2:6000").unwrap();
+        assert_eq!(udp_ask(&outside, W8080, "x").unwrap(), "direct x");
+        let socket = udp_socket(inside, "10.0.1.10:6000").unwrap();
+        assert_eq!(udp_ask(&socket, TARGET, "x").unwrap(), "direct x");
+        let mut line = String::new();
+        BufReader::new(connect(inside, TARGET).unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "direct\n");
+        assert!(tcp.peers()[0].to_string().starts_with("10.0.1.10:"));
+
+        // What the server begins by itself from the mapped port.
+        mute(bed.server());
+        let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        let own = Frame::udp(TARGET, "192.0.2.99:99", b"of its own");
+        server.send(&own).unwrap();
+        let seen = client.receive(DEADLINE, |packet| packet.payload == own.payload).unwrap();
+        assert_eq!(seen.source.to_string(), TARGET);
+        let own = Frame::tcp(TARGET, "192.0.2.99:99", TcpFields::new(TcpFields::SYN, 1, 0), b"");
+        server.send(&own).unwrap();
+        let seen = client.receive(DEADLINE, |packet| packet.has_flags(TcpFields::SYN)).unwrap();
+        assert_eq!(seen.source.to_string(), TARGET);
+    }
+}
+
+for_each_datapath! {
+    /// Rows 1 and 26: pf's reply-to.
+    fn a_reply_leaves_by_the_uplink_that_its_request_came_from(
+        bed = Testbed::builder().external("wan2", "198.51.100.1/24", &["198.51.100.2"])
+    ) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        add(bed, "tcp+udp 198.51.100.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let second = bed.wire("198.51.100.2").unwrap();
+        // The route back to this stranger leads through `wan`, which its request did not come by.
+        let question = Frame::udp(STRANGER, "198.51.100.1:8080", b"question");
+        second.send(&question).unwrap();
+        ends.server.receive(DEADLINE, |packet| packet.payload == question.payload).unwrap();
+        ends.server.send(&Frame::udp(TARGET, STRANGER, b"answer")).unwrap();
+        let answer = second.receive(DEADLINE, |packet| packet.payload == b"answer").unwrap();
+        assert_eq!(answer.source, "198.51.100.1:8080".parse().unwrap());
+        assert_eq!(answer.destination_mac, bed.at("198.51.100.2").mac("eth0").unwrap());
+
+        // The same stranger by the other uplink is another flow; its port at the target must differ
+        // or it is refused, but answers never cross.
+        ends.client.send(&Frame::udp("192.0.2.8:4000", W8080, b"by the first")).unwrap();
+        ends.server.receive(DEADLINE, |packet| packet.payload == b"by the first").unwrap();
+        let answer = ends.outward(&Frame::udp(TARGET, "192.0.2.8:4000", b"to the first"));
+        assert_eq!(answer.source, W8080.parse().unwrap());
+    }
+}
+
+for_each_datapath! {
+    /// Row 13, seen from the client: both protocols of a rule at work at once.
+    fn many_clients_are_kept_apart(bed = Testbed::builder()) {
+        add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80");
+        let server = TcpServer::echo(bed.server(), TARGET).unwrap();
+        let mut streams: Vec<_> = (0..50).map(|_| connect(&bed.client, W8080).unwrap()).collect();
+        for (number, stream) in streams.iter_mut().enumerate() {
+            writeln!(stream, "client {number}").unwrap();
+        }
+        for (number, stream) in streams.iter().enumerate() {
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            assert_eq!(line, format!("client {number}\n"));
+        }
+        assert_eq!(server.peers().len(), 50);
+        let counters = &only_rule(bed)["counters"];
+        assert_eq!((&counters["sessions_active"], &counters["sessions_total"]), (&50.into(), &50.into()));
+        assert_carried(bed);
+    }
+}

@@ -1,0 +1,14 @@
+//! The forwarder end to end: real programs, real network stacks, raw frames. Rows are those of docs/behaviour.md.
+
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod common;
+
+mod changing;
+mod choosing;
+mod flows;
+mod foreign;
+mod living;
+mod refusing;
+mod translating;

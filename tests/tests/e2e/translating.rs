@@ -1,0 +1,467 @@
+//! What happens to a packet that is forwarded, and which are not.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+
+use testbed::{
+    DEADLINE, Frame, Packet, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect, connect_from,
+    download, udp_ask, udp_socket,
+};
+
+use crate::common::*;
+
+const SYN: u8 = TcpFields::SYN;
+const ACK: u8 = TcpFields::ACK;
+
+/// Asserts all that must not change, and what must.
+fn assert_translated(sent: &Frame, seen: &Packet, source: &str, destination: &str) {
+    assert_eq!(
+        (seen.source.to_string().as_str(), seen.destination.to_string().as_str()),
+        (source, destination)
+    );
+    assert_eq!(seen.ttl, sent.ttl - 1);
+    assert_eq!((seen.dscp, seen.ecn, seen.id), (sent.dscp, sent.ecn, sent.id));
+    assert_eq!((&seen.options, seen.tcp, &seen.payload), (&sent.options, sent.tcp, &sent.payload));
+    assert!(
+        seen.checksums_right(),
+        "{seen}: checksum {:#06x}, not {:#06x}",
+        seen.checksum,
+        seen.right_checksum
+    );
+}
+
+fn marked(frame: Frame, number: u16) -> Frame {
+    Frame { ttl: 9, dscp: 46, ecn: 1, id: 7000 + number, ..frame }
+}
+
+for_each_datapath! {
+    /// Rows 1 and 9.
+    fn packets_change_in_addresses_and_ttl_and_nothing_else(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let (wan, lan) = (bed.router.mac("wan").unwrap(), bed.router.mac("lan").unwrap());
+        for (number, length) in (0..).zip([0, 1, 2, 3, 31, 1000, 1472]) {
+            let payload = bytes(length);
+            let question = marked(Frame::udp(STRANGER, W8080, &payload), number);
+            let seen = ends.inward(&question);
+            assert_translated(&question, &seen, STRANGER, TARGET);
+            assert_eq!((seen.source_mac, seen.destination_mac), (lan, bed.server().mac("eth0").unwrap()));
+
+            let answer = marked(Frame::udp(TARGET, STRANGER, &payload), number);
+            let seen = ends.outward(&answer);
+            assert_translated(&answer, &seen, W8080, STRANGER);
+            assert_eq!((seen.source_mac, seen.destination_mac), (wan, bed.client.mac("eth0").unwrap()));
+        }
+
+        let segment = |from, to, flags, sequence, acknowledgment, payload: &[u8]| {
+            marked(Frame::tcp(from, to, TcpFields::new(flags, sequence, acknowledgment), payload), 1)
+        };
+        let long = bytes(1460);
+        for (inward, frame) in [
+            (true, segment(STRANGER, W8080, SYN, 100, 0, b"")),
+            (false, segment(TARGET, STRANGER, SYN | ACK, 500, 101, b"")),
+            (true, segment(STRANGER, W8080, ACK, 101, 501, b"")),
+            (true, segment(STRANGER, W8080, ACK | TcpFields::PSH, 101, 501, b"odd")),
+            (false, segment(TARGET, STRANGER, ACK, 501, 104, &long)),
+            (true, segment(STRANGER, W8080, ACK, 104, 1961, &long)),
+        ] {
+            if inward {
+                assert_translated(&frame, &ends.inward(&frame), STRANGER, TARGET);
+            } else {
+                assert_translated(&frame, &ends.outward(&frame), W8080, STRANGER);
+            }
+        }
+        assert_carried(bed);
+    }
+}
+
+for_each_datapath! {
+    /// Row 3, for IPv4.
+    fn ip_options_move_the_ports(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        for words in [1, 2, 10] {
+            // No-operations, then the end of the list.
+            let mut options = vec![1; words * 4];
+            *options.last_mut().unwrap() = 0;
+            let question = Frame { options, ..marked(Frame::udp(STRANGER, W8080, b"question"), 1) };
+            assert_translated(&question, &ends.inward(&question), STRANGER, TARGET);
+            let syn = Frame { tcp: Some(TcpFields::new(SYN, 1, 0)), ..question };
+            assert_translated(&syn, &ends.inward(&syn), STRANGER, TARGET);
+        }
+    }
+}
+
+for_each_datapath! {
+    /// Rows 1 and 9: also after TTL 2, and from the least to the greatest port.
+    fn a_ttl_of_two_arrives_as_one_and_one_goes_no_further(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let last_hop = Frame { ttl: 2, ..Frame::udp(STRANGER, W8080, b"two") };
+        assert_translated(&last_hop, &ends.inward(&last_hop), STRANGER, TARGET);
+        let ended = [0, 1].map(|ttl| ends.client.bytes(&Frame { ttl, ..Frame::udp(STRANGER, W8080, b"ended") }));
+        ends.assert_none_arrives(&ended);
+        assert_eq!(bed.stats().unwrap().reason("ttl-expired"), 2);
+    }
+}
+
+for_each_datapath! {
+    /// Row 1: the counters say what went, in bytes of IP packets.
+    fn counters_are_exact(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        for _ in 0..5 {
+            ends.inward(&Frame { trailer: vec![7; 9], ..Frame::udp(STRANGER, W8080, &[1; 100]) });
+        }
+        for _ in 0..3 {
+            ends.outward(&Frame::udp(TARGET, STRANGER, &[2; 200]));
+        }
+        let counters = &only_rule(bed)["counters"];
+        assert_eq!(counters["packets_in"], 5, "{counters}");
+        assert_eq!(counters["bytes_in"], 5 * 128, "{counters}");
+        assert_eq!(counters["packets_out"], 3, "{counters}");
+        assert_eq!(counters["bytes_out"], 3 * 228, "{counters}");
+        assert_eq!(counters["sessions_active"], 1, "{counters}");
+        assert_eq!(counters["sessions_total"], 1, "{counters}");
+    }
+}
+
+for_each_datapath! {
+    /// Row 2.
+    fn a_udp_checksum_of_zero_stays_and_a_computed_one_is_ffff(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let none = Frame { checksum: Some(0), ..Frame::udp(STRANGER, W8080, b"no checksum") };
+        assert_eq!(ends.inward(&none).checksum, 0);
+        let none = Frame { checksum: Some(0), ..Frame::udp(TARGET, STRANGER, b"no checksum") };
+        assert_eq!(ends.outward(&none).checksum, 0);
+
+        // The two bytes are what the sum of all the rest of the translated packet lacks.
+        let lacking = |from: &str, to: &str| {
+            let frame = Frame::udp(from, to, &[0, 0]).bytes([0; 6], [0; 6]);
+            Packet::parse(&frame).unwrap().right_checksum.to_be_bytes()
+        };
+        let question = Frame::udp(STRANGER, W8080, &lacking(STRANGER, TARGET));
+        assert_eq!(ends.inward(&question).checksum, 0xffff);
+        let answer = Frame::udp(TARGET, STRANGER, &lacking(W8080, STRANGER));
+        assert_eq!(ends.outward(&answer).checksum, 0xffff);
+        // And one that came as 0xffff becomes what it should be.
+        let question = Frame::udp(STRANGER, W8080, &lacking(STRANGER, W8080));
+        assert!(ends.inward(&question).checksums_right());
+    }
+}
+
+for_each_datapath! {
+    /// Row 4.
+    fn bytes_behind_the_packet_are_not_trusted(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        for trailer in [vec![0; 18], vec![0xff; 17], b"\x12\x34\x56".to_vec()] {
+            let question = Frame { trailer: trailer.clone(), ..Frame::udp(STRANGER, W8080, b"x") };
+            assert_translated(&question, &ends.inward(&question), STRANGER, TARGET);
+            let syn = Frame { trailer, ..Frame::tcp(STRANGER, W8080, TcpFields::new(SYN, 1, 0), b"") };
+            assert_translated(&syn, &ends.inward(&syn), STRANGER, TARGET);
+        }
+    }
+}
+
+fn real_stacks_talk(bed: &Testbed) {
+    add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+    let tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
+    let udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+
+    let mut stream = connect_from(&bed.client, "203.0.113.2:5000", W8080, DEADLINE).unwrap();
+    let sent = bytes(3_000_001);
+    let mut received = vec![0; sent.len()];
+    std::thread::scope(|scope| {
+        let mut writer = stream.try_clone().unwrap();
+        let sent = &sent;
+        scope.spawn(move || writer.write_all(sent).unwrap());
+        stream.read_exact(&mut received).unwrap();
+    });
+    assert!(sent == received, "the echo differs");
+    assert_eq!(
+        tcp.peers(),
+        ["203.0.113.2:5000".parse().unwrap()],
+        "the server sees the client's own address"
+    );
+
+    let socket = udp_socket(&bed.client, "203.0.113.2:5001").unwrap();
+    for length in [0, 1, 100, 1400] {
+        let question = "x".repeat(length);
+        assert_eq!(udp_ask(&socket, W8080, &question).unwrap(), format!("server {question}"));
+    }
+    assert!(udp.peers().iter().all(|peer| peer.to_string() == "203.0.113.2:5001"));
+}
+
+for_each_datapath! {
+    /// Rows 1 and 9.
+    fn real_stacks_talk_with_whole_checksums(bed = Testbed::builder()) {
+        real_stacks_talk(bed);
+        assert_carried(bed);
+    }
+}
+
+for_each_datapath! {
+    /// Rows 1 and 9.
+    fn real_stacks_talk_with_checksum_offload(bed = Testbed::builder().checksum_offload(true)) {
+        real_stacks_talk(bed);
+    }
+}
+
+fn download_is_equal(bed: &Testbed) {
+    add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80");
+    let body = bytes(100_000_000);
+    let _server =
+        TcpServer::http(bed.server(), TARGET, HashMap::from([("/".to_owned(), body.clone())])).unwrap();
+    assert!(download(&bed.client, W8080, "/").unwrap() == body, "the download differs");
+    let counters = &only_rule(bed)["counters"];
+    assert!(counters["bytes_out"].as_u64().unwrap() > 100_000_000, "{counters}");
+}
+
+for_each_datapath! {
+    /// Row 9.
+    fn a_download_of_100_mb_is_equal_with_whole_checksums(bed = Testbed::builder()) {
+        download_is_equal(bed);
+        assert_carried(bed);
+    }
+}
+
+for_each_datapath! {
+    /// Row 9.
+    fn a_download_of_100_mb_is_equal_with_checksum_offload(bed = Testbed::builder().checksum_offload(true)) {
+        download_is_equal(bed);
+    }
+}
+
+for_each_datapath! {
+    /// Row 10.
+    fn a_priority_tag_does_not_hide_a_packet(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let client = bed.wire("203.0.113.2").unwrap();
+        // Priority 5, VLAN 0.
+        client.send(&Frame { vlan: Some(0xa000), ..Frame::udp(STRANGER, W8080, b"tagged") }).unwrap();
+        let answer = client.receive(DEADLINE, |packet| packet.payload == b"server tagged").unwrap();
+        assert_eq!((answer.source, answer.destination), (W8080.parse().unwrap(), STRANGER.parse().unwrap()));
+    }
+}
+
+for_each_datapath! {
+    /// Row 10.
+    fn other_vlans_and_other_stations_frames_are_left_alone(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let frame = Frame::udp(STRANGER, W8080, b"not for us");
+        let to = |mac| Frame { destination_mac: Some(mac), ..frame.clone() };
+        let frames = [
+            Frame { vlan: Some(5), ..frame.clone() },
+            Frame { vlan: Some(0xa005), ..frame.clone() },
+            to([0xff; 6]),
+            to([0x01, 0x00, 0x5e, 0, 0, 1]),
+            to([0x02, 0x11, 0x22, 0x33, 0x44, 0x55]),
+        ];
+        ends.assert_none_arrives(&frames.map(|frame| ends.client.bytes(&frame)));
+        let stats = bed.stats().unwrap();
+        assert!(stats.reason("vlan") >= 2 && stats.reason("other-station") >= 3, "{stats}");
+    }
+}
+
+for_each_datapath! {
+    /// Row 10.
+    fn impossible_sources_are_dropped(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let sources = [
+            "127.0.0.1:4000", "127.255.0.9:4000", "203.0.113.1:4000", "224.0.0.1:4000", "239.9.9.9:4000",
+            "255.255.255.255:4000", "0.0.0.0:4000", "10.0.0.10:4000", "10.0.0.77:4000",
+        ];
+        let frames: Vec<_> = sources
+            .iter()
+            .flat_map(|source| {
+                let syn = TcpFields::new(SYN, 1, 0);
+                [Frame::udp(source, W8080, b"spoofed"), Frame::tcp(source, W8080, syn, b"")]
+            })
+            .map(|frame| ends.client.bytes(&frame))
+            .collect();
+        ends.assert_none_arrives(&frames);
+        let stats = bed.stats().unwrap();
+        assert_eq!(stats.reason("spoofed"), frames.len() as u64, "{stats}");
+        let rule = only_rule(bed);
+        assert_eq!(rule["counters"]["dropped"]["spoofed"], frames.len(), "{rule:#}");
+        assert_eq!(flows(bed).len(), 1, "none of them has made a flow");
+    }
+}
+
+for_each_datapath! {
+    /// Row 10.
+    fn a_wrong_checksum_stays_wrong(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let good = Frame::udp(STRANGER, W8080, b"damaged on its way");
+        let right = ends.inward(&good).checksum;
+        for damage in [1, 0x0100, 0x7fff] {
+            let checksum = Packet::parse(&ends.client.bytes(&good)).unwrap().checksum;
+            let bad = Frame { checksum: Some(checksum.wrapping_add(damage)), ..good.clone() };
+            let seen = ends.inward(&bad);
+            assert!(!seen.checksums_right() && seen.checksum != right, "{seen}");
+
+            let syn = Frame { tcp: Some(TcpFields::new(SYN, 1, 0)), ..good.clone() };
+            let checksum = Packet::parse(&ends.client.bytes(&syn)).unwrap().checksum;
+            assert!(!ends.inward(&Frame { checksum: Some(checksum.wrapping_add(damage)), ..syn }).checksums_right());
+        }
+    }
+}
+
+/// Sets the bytes at an offset of a frame.
+fn put<const N: usize>(mut frame: Vec<u8>, offset: usize, bytes: [u8; N]) -> Vec<u8> {
+    frame[offset..offset + N].copy_from_slice(&bytes);
+    frame
+}
+
+/// Makes the IP header's checksum fit again, so that nothing but the fault under test is wrong.
+fn with_ip_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[24..26].fill(0);
+    let mut sum: u32 = frame[14..34].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    put(frame, 24, (!(sum as u16)).to_be_bytes())
+}
+
+for_each_datapath! {
+    /// Row 11.
+    fn malformed_packets_are_counted_and_never_forwarded(bed = Testbed::builder()) {
+        const IP_LENGTH: usize = 16;
+        const L4: usize = 34;
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let syn = Frame::tcp(STRANGER, W8080, TcpFields::new(SYN, 1, 0), b"");
+        // Once before there are flows for them, and once after.
+        for round in 0..2 {
+            let udp = ends.client.bytes(&Frame::udp(STRANGER, W8080, b"malformed"));
+            let tcp = ends.client.bytes(&Frame { payload: b"malformed".to_vec(), ..syn.clone() });
+            let faults: Vec<(&[&str], Vec<u8>)> = vec![
+                (&["bad-ip-header"], with_ip_checksum(put(udp.clone(), 14, [0x44]))),
+                (&["bad-ip-header"], with_ip_checksum(put(udp.clone(), 14, [0x40]))),
+                (&["bad-ip-header"], with_ip_checksum(put(udp.clone(), 14, [0x65]))),
+                (&["bad-ip-header", "bad-ip-length", "short-frame"], put(udp[..40].to_vec(), 14, [0x4f])),
+                (&["bad-ip-length"], with_ip_checksum(put(udp.clone(), IP_LENGTH, 500_u16.to_be_bytes()))),
+                (&["bad-ip-length"], with_ip_checksum(put(udp.clone(), IP_LENGTH, 19_u16.to_be_bytes()))),
+                (&["bad-ip-length"], udp[..36].to_vec()),
+                (&["bad-ip-checksum"], put(udp.clone(), 24, [0x55, 0x55])),
+                (&["cut-off"], with_ip_checksum(put(udp.clone(), IP_LENGTH, 22_u16.to_be_bytes()))),
+                (&["cut-off"], with_ip_checksum(put(tcp.clone(), IP_LENGTH, 20_u16.to_be_bytes()))),
+                (&["bad-l4-length"], with_ip_checksum(put(udp.clone(), IP_LENGTH, 26_u16.to_be_bytes()))),
+                (&["bad-l4-length"], with_ip_checksum(put(tcp.clone(), IP_LENGTH, 38_u16.to_be_bytes()))),
+                (&["bad-l4-length"], put(udp.clone(), L4 + 4, 500_u16.to_be_bytes())),
+                (&["bad-l4-length"], put(udp.clone(), L4 + 4, 7_u16.to_be_bytes())),
+                (&["bad-l4-length"], put(tcp.clone(), L4 + 12, [0xf0])),
+                (&["bad-l4-length"], put(tcp.clone(), L4 + 12, [0x40])),
+                (&["short-frame"], udp[..14].to_vec()),
+                (&["short-frame"], udp[..33].to_vec()),
+            ];
+            for (reasons, frame) in faults {
+                let count = || {
+                    let stats = bed.stats().unwrap();
+                    reasons.iter().map(|reason| stats.reason(reason)).sum::<u64>()
+                };
+                let before = count();
+                ends.assert_none_arrives(std::slice::from_ref(&frame));
+                assert!(count() > before, "round {round}: not counted as {reasons:?}: {frame:02x?}");
+            }
+            ends.inward(&syn);
+            ends.inward(&Frame::udp(STRANGER, W8080, b"well-formed"));
+        }
+    }
+}
+
+for_each_datapath! {
+    /// Row 11.
+    fn noise_does_no_harm(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let noise = bytes(200_000);
+        let mut noise = noise.chunks(97);
+        for length in (14..200).chain([1000, 1514]) {
+            // Noise all through, noise behind a good Ethernet header, and a good packet with one bad word.
+            let random: Vec<u8> = noise.by_ref().take(length / 97 + 1).flatten().copied().take(length).collect();
+            ends.client.send_bytes(&random).unwrap();
+            let mut packet = ends.client.bytes(&Frame::udp(STRANGER, W8080, &random[14..]));
+            packet.truncate(1514);
+            let from = 14 + length % 28;
+            packet[from..from + 2].copy_from_slice(&random[..2]);
+            ends.client.send_bytes(&packet).unwrap();
+            let behind = [&packet[..14], &random[14..]].concat();
+            ends.client.send_bytes(&behind).unwrap();
+        }
+        let good = Frame::udp("192.0.2.9:77", W8080, b"after the noise");
+        assert_translated(&good, &ends.inward(&good), "192.0.2.9:77", TARGET);
+        bed.ctl(&["status"]).unwrap();
+    }
+}
+
+for_each_datapath! {
+    /// Row 16.
+    fn the_routers_own_traffic_is_untouched(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        // As if it were ssh and DNS.
+        let _ssh = TcpServer::greeting(&bed.router, "203.0.113.1:22", "SSH-2.0").unwrap();
+        let _dns = UdpServer::echo(&bed.router, "203.0.113.1:53", "dns").unwrap();
+        let mut banner = [0; 7];
+        connect(&bed.client, "203.0.113.1:22").unwrap().read_exact(&mut banner).unwrap();
+        assert_eq!(&banner, b"SSH-2.0");
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        assert_eq!(udp_ask(&socket, "203.0.113.1:53", "who?").unwrap(), "dns who?");
+        // A closed port says so.
+        assert!(connect(&bed.client, "203.0.113.1:8081").unwrap_err().root_cause().to_string().contains("refused"));
+
+        // The router as a client, on either side.
+        for (host, address) in [(&bed.client, "203.0.113.2:99"), (bed.server(), "10.0.0.10:99")] {
+            let _server = UdpServer::echo(host, address, "host").unwrap();
+            let socket = udp_socket(&bed.router, "0.0.0.0:0").unwrap();
+            assert_eq!(udp_ask(&socket, address, "x").unwrap(), "host x");
+            assert!(connect(&bed.router, address).is_err());
+        }
+
+        // ARP, both ways, and ping.
+        bed.client.ip("neigh flush dev eth0").unwrap();
+        bed.router.ip("neigh flush dev wan\nneigh flush dev lan").unwrap();
+        ping(bed, "203.0.113.1");
+
+        // Neighbour discovery of IPv6.
+        bed.router.ip("addr add fd00::1/64 dev wan nodad").unwrap();
+        bed.client.ip("addr add fd00::2/64 dev eth0 nodad").unwrap();
+        let _server = UdpServer::echo(&bed.router, "[fd00::1]:53", "dns6").unwrap();
+        let socket = udp_socket(&bed.client, "[fd00::2]:0").unwrap();
+        assert_eq!(udp_ask(&socket, "[fd00::1]:53", "who?").unwrap(), "dns6 who?");
+
+        assert_eq!(bed.stats().unwrap().dropped(), 0);
+    }
+}
+
+/// One echo request from the client, answered.
+fn ping(bed: &Testbed, address: &str) {
+    use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+    let socket = bed.client.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let to: std::net::SocketAddr = format!("{address}:0").parse().unwrap();
+    // Echo request, number 0 of conversation 0; the checksum of a single 8 in the first byte.
+    socket.send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], &SockAddr::from(to)).unwrap();
+    let mut answer = [0; 64];
+    let length = Read::read(&mut &socket, &mut answer).unwrap();
+    assert_eq!((length, answer[20]), (28, 0), "an echo reply");
+}
+
+for_each_datapath! {
+    /// The fragments of a mapped datagram go to the host in this version, counted.
+    fn fragments_are_passed_to_the_host(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let whole = Frame { dont_fragment: false, ..Frame::udp(STRANGER, W8080, &[1; 64]) };
+        let first = Frame { more_fragments: true, ..whole.clone() };
+        let last = Frame { fragment_offset: 9, ..whole };
+        ends.assert_none_arrives(&[ends.client.bytes(&first), ends.client.bytes(&last)]);
+        assert!(bed.stats().unwrap().reason("fragment") >= 2);
+    }
+}

@@ -1,0 +1,125 @@
+//! `cargo xtask setup`: brings a machine to where the eBPF side builds, and records how.
+//!
+//! Everything is looked for before it is installed, so that a second run costs next to nothing.
+
+mod apt;
+mod compiler;
+mod linker;
+mod llvm;
+mod record;
+
+use anyhow::{Result, bail};
+
+pub use self::record::Record;
+use self::{
+    apt::Apt,
+    compiler::{Compiler, Distribution},
+};
+use crate::{
+    process,
+    workspace::{self, Workspace},
+};
+
+/// Which Rust is to build the eBPF programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preference {
+    /// Whatever an earlier set-up chose; else the distribution's, if it has one; else nightly
+    #[default]
+    Auto,
+    /// The distribution's packages (Debian and Ubuntu)
+    Distro,
+    /// rustup's nightly with rust-src
+    Nightly,
+}
+
+/// A program that building, testing or the demo runs.
+struct Tool {
+    program: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// The rest of what is needed is built by cargo or brought by the compiler's packages.
+const TOOLS: &[Tool] = &[
+    // Links every Rust program, and compiles the SQLite that the controller embeds.
+    Tool { program: "cc", packages: &["gcc", "libc6-dev"] },
+    // Makes the networks of the tests and the demo.
+    Tool { program: "ip", packages: &["iproute2"] },
+    // The client of the demo.
+    Tool { program: "curl", packages: &["curl"] },
+];
+
+/// Sets the machine up as far as it is not, and says what is there.
+pub fn run(workspace: &Workspace, preference: Preference) -> Result<()> {
+    let record = ensure(workspace, preference)?;
+    println!("The eBPF side is built with {record}.");
+    Ok(())
+}
+
+/// Sets the machine up as far as it is not; silent where nothing is missing.
+pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
+    let missing = missing_packages();
+    if let Some(record) = Record::read(workspace)
+        && missing.is_empty()
+        && record.suits(preference)
+        && record.holds()
+    {
+        return Ok(record);
+    }
+
+    let mut apt = Apt::find()?;
+    if !missing.is_empty() {
+        install_tools(apt.as_mut(), &missing)?;
+    }
+    let compiler = find_compiler(apt.as_mut(), preference)?;
+    let llvm_bin = llvm::ensure(apt.as_mut(), compiler.llvm)?;
+    let linker_bin = linker::ensure(workspace, compiler.llvm, &llvm_bin)?;
+    let record = Record::new(compiler, llvm_bin, linker_bin);
+    record.write(workspace)?;
+    Ok(record)
+}
+
+fn missing_packages() -> Vec<&'static str> {
+    TOOLS
+        .iter()
+        .filter(|tool| workspace::find_program(tool.program).is_none())
+        .flat_map(|tool| tool.packages)
+        .copied()
+        .collect()
+}
+
+fn install_tools(apt: Option<&mut Apt>, packages: &[&str]) -> Result<()> {
+    let Some(apt) = apt else {
+        bail!(
+            "missing here: {}; install what your distribution calls these Debian packages, \
+             then run `cargo xtask setup` again",
+            packages.join(" ")
+        );
+    };
+    apt.install("the tools that building and testing use", packages)
+}
+
+fn find_compiler(mut apt: Option<&mut Apt>, preference: Preference) -> Result<Compiler> {
+    if preference != Preference::Nightly {
+        if let Some(compiler) = Distribution::compiler() {
+            return compiler.linked();
+        }
+        if let Some(apt) = apt.as_mut()
+            && let Some(packages) = Distribution::packages(apt)?
+        {
+            apt.install("the distribution's Rust with its sources", &packages)?;
+            return match Distribution::compiler() {
+                Some(compiler) => compiler.linked(),
+                None => bail!("{} are installed, but hold no usable compiler", packages.join(" ")),
+            };
+        }
+        if preference == Preference::Distro {
+            bail!(
+                "this distribution has no Rust {} or newer with its sources; \
+                 use rustup's: `cargo xtask setup --toolchain nightly`",
+                compiler::MINIMUM
+            );
+        }
+        process::announce("this distribution has no Rust that is new enough: using rustup's nightly");
+    }
+    Compiler::nightly()
+}

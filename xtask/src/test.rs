@@ -1,0 +1,93 @@
+//! `cargo xtask test`: everything that has to hold before a change goes in.
+
+use std::{env, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    process,
+    setup::{self, Preference, Record},
+    workspace::{Workspace, is_root},
+};
+
+/// Checks the format, lints both sides, and runs every test.
+pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
+    ensure!(is_root(), "the tests make network namespaces and load eBPF programs: run as root");
+    let record = setup::ensure(workspace, Preference::Auto)?;
+    ensure_lints()?;
+
+    process::announce("checking the format");
+    process::run(cargo(workspace).args(["fmt", "--all", "--check"]))
+        .context("the format differs; `cargo fmt --all` puts it right")?;
+    process::announce("linting the host side; a first run builds the eBPF object as well");
+    process::run(host_side(workspace, "clippy").args(["--all-targets", "--", "--deny", "warnings"]))?;
+    process::announce("linting the eBPF side");
+    process::run(&mut lint_ebpf(workspace, &record)?)?;
+    // All targets at once: another choice would bring other features, and with them another eBPF build.
+    process::announce("building the tests and the programs that they run");
+    process::run(host_side(workspace, "build").arg("--all-targets"))?;
+    process::announce("running the tests");
+    let programs = workspace.target.join("debug");
+    process::run(
+        host_side(workspace, "test")
+            .arg("--")
+            .args(filter)
+            .env("FORWARDERD", programs.join("forwarderd"))
+            .env("FORWARDERCTL", programs.join("forwarderctl")),
+    )
+}
+
+fn host_side(workspace: &Workspace, subcommand: &str) -> Command {
+    let mut cargo = cargo(workspace);
+    cargo.args([subcommand, "--workspace", "--exclude", "forwarder-ebpf"]);
+    cargo
+}
+
+fn cargo(workspace: &Workspace) -> Command {
+    let mut cargo = Command::new(&workspace.cargo);
+    cargo.current_dir(&workspace.root);
+    cargo
+}
+
+/// A toolchain of rustup's minimal profile lacks the formatter and the linter.
+fn ensure_lints() -> Result<()> {
+    let missing: Vec<_> = [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")]
+        .into_iter()
+        .filter(|(program, _)| process::output(Command::new(program).arg("--version")).is_err())
+        .map(|(_, component)| component)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    process::announce(&format!("adding to rustup's toolchain: {}", missing.join(" ")));
+    process::run(Command::new("rustup").args(["component", "add"]).args(&missing))
+        .context("rustfmt and clippy are needed; where Rust is the distribution's, install its packages")
+}
+
+/// clippy for the eBPF side has to come from the toolchain that builds it.
+fn lint_ebpf(workspace: &Workspace, record: &Record) -> Result<Command> {
+    let compiler = &record.compiler;
+    let bin = compiler.sysroot.join("bin");
+    let mut command = if compiler.toolchain.is_empty() {
+        Command::new(bin.join("cargo"))
+    } else {
+        let mut rustup = Command::new("rustup");
+        rustup.args(["run", &compiler.toolchain, "cargo"]);
+        rustup
+    };
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = [record.linker_bin.clone()].into_iter().chain(env::split_paths(&path));
+    command
+        .args(["clippy", "--package", "forwarder-ebpf", "--release"])
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+        .args(["--target-dir"])
+        .arg(workspace.target.join("ebpf-clippy"))
+        .args(["--", "--deny", "warnings"])
+        .current_dir(&workspace.root)
+        .env("PATH", env::join_paths(path).context("the path of a tool contains a colon")?)
+        .env_remove("RUSTC");
+    if compiler.bootstrap {
+        command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    Ok(command)
+}
