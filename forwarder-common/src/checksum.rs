@@ -70,7 +70,10 @@ mod tests {
     use super::*;
 
     fn full(bytes: &[u8]) -> u16 {
-        let sum = bytes.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], *word.get(1).unwrap_or(&0)]))).sum();
+        let sum = bytes
+            .chunks(2)
+            .map(|word| u32::from(u16::from_ne_bytes([word[0], *word.get(1).unwrap_or(&0)])))
+            .sum();
         !fold(sum)
     }
 

@@ -6,8 +6,8 @@
 use crate::{
     address::{Address, Ipv4, Macs},
     flow::{
-        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, RESET, Side, Tuple, UNANSWERED,
-        is_closing,
+        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, RESET, Side, Tuple,
+        UNANSWERED, is_closing,
     },
     layout::{Hook, XDP_TARGET},
     parse::{Datagram, Transport},
@@ -24,9 +24,17 @@ pub const HOP_LIFETIME: u64 = 1_000_000_000;
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision<A> {
-    Translate { to: Tuple<A>, onward: Onward<A>, slot: u32, direction: u8 },
+    Translate {
+        to: Tuple<A>,
+        onward: Onward<A>,
+        slot: u32,
+        direction: u8,
+    },
     /// Nothing but what the reason's verdict says. `slot`: the rule that it was about, if any.
-    Stop { reason: Reason, slot: Option<u32> },
+    Stop {
+        reason: Reason,
+        slot: Option<u32>,
+    },
 }
 
 /// How a translated packet goes on.
@@ -59,12 +67,7 @@ impl Arrival {
     /// Back to where it came from: replies leave by the interface and to the neighbour of the request.
     #[inline(always)]
     fn way_back(&self, ifindex: u32) -> Hop {
-        Hop {
-            macs: self.macs.swapped(),
-            ifindex,
-            mtu: self.mtu,
-            from_xdp: self.from_xdp as u32,
-        }
+        Hop { macs: self.macs.swapped(), ifindex, mtu: self.mtu, from_xdp: self.from_xdp as u32 }
     }
 }
 
@@ -79,11 +82,8 @@ pub struct Scratch<A> {
 }
 
 impl Scratch<Ipv4> {
-    pub const EMPTY: Self = Self {
-        inward: Flow::ZERO,
-        outward: Flow::ZERO,
-        way: Way { onward: Onward::Host, hop: None },
-    };
+    pub const EMPTY: Self =
+        Self { inward: Flow::ZERO, outward: Flow::ZERO, way: Way { onward: Onward::Host, hop: None } };
 }
 
 /// The core and its surroundings, for one packet.
@@ -121,7 +121,14 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 continue;
             }
             let (direction, to) = (flow.direction, flow.to);
-            let onward = match continue_flow(flow, datagram, arrival.side, self.world, self.now, &mut self.scratch.way) {
+            let onward = match continue_flow(
+                flow,
+                datagram,
+                arrival.side,
+                self.world,
+                self.now,
+                &mut self.scratch.way,
+            ) {
                 Ok(onward) => onward,
                 Err(reason) => return stop(reason, slot),
             };
@@ -152,7 +159,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 return stop(Reason::BadL4Length, slot);
             }
             touch(flow, datagram, self.now);
-            return Decision::Translate { to: flow.to, onward: Onward::Egress, slot, direction: flow.direction };
+            return Decision::Translate {
+                to: flow.to,
+                onward: Onward::Egress,
+                slot,
+                direction: flow.direction,
+            };
         }
         no_match()
     }
@@ -194,7 +206,10 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(never)]
     fn claim(&mut self, datagram: &Datagram<A>) -> Result<(), Reason> {
         let port = datagram.tuple.dst_port;
-        let slot = self.world.rule_for(datagram.tuple.dst, datagram.protocol, port.number()).ok_or(Reason::NoMatch)?;
+        let slot = self
+            .world
+            .rule_for(datagram.tuple.dst, datagram.protocol, port.number())
+            .ok_or(Reason::NoMatch)?;
         let rule = self.world.rule(slot).filter(|rule| rule.is_open(self.now)).ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
@@ -414,9 +429,8 @@ fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, side: Side, world: 
     if flow.hop_generation == generation {
         return true;
     }
-    let stands = world
-        .interface(flow.hop.ifindex)
-        .is_some_and(|interface| interface.side == other_side(side) as u8);
+    let stands =
+        world.interface(flow.hop.ifindex).is_some_and(|interface| interface.side == other_side(side) as u8);
     if stands {
         flow.hop_generation = generation;
     }
@@ -511,7 +525,11 @@ fn fit<A: Address, W: World<A>>(
 
 /// Whether a packet may open a flow of `rule`.
 #[inline(always)]
-fn may_open<A: Address, W: World<A>>(datagram: &Datagram<A>, rule: &Rule<A>, world: &W) -> Result<(), Reason> {
+fn may_open<A: Address, W: World<A>>(
+    datagram: &Datagram<A>,
+    rule: &Rule<A>,
+    world: &W,
+) -> Result<(), Reason> {
     let source = datagram.tuple.src;
     if source.is_impossible_source() || source == datagram.tuple.dst {
         return Err(Reason::Spoofed);

@@ -138,7 +138,12 @@ impl Flow<Ipv4> {
         created: 0,
         packets: 0,
         bytes: 0,
-        to: Tuple { src: Ipv4::new([0; 4]), dst: Ipv4::new([0; 4]), src_port: Port::new(0), dst_port: Port::new(0) },
+        to: Tuple {
+            src: Ipv4::new([0; 4]),
+            dst: Ipv4::new([0; 4]),
+            src_port: Port::new(0),
+            dst_port: Port::new(0),
+        },
         rule: 0,
         epoch: 0,
         hop_generation: 0,
@@ -162,7 +167,10 @@ impl<A: Address> Flow<A> {
     /// Whether both are the same direction of the same session of the same rule.
     #[inline(always)]
     pub fn has_same_owner(&self, other: &Self) -> bool {
-        self.rule == other.rule && self.epoch == other.epoch && self.to == other.to && self.direction == other.direction
+        self.rule == other.rule
+            && self.epoch == other.epoch
+            && self.to == other.to
+            && self.direction == other.direction
     }
 }
 

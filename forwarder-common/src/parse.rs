@@ -75,7 +75,12 @@ impl<A> Datagram<A> {
 
 impl Datagram<Ipv4> {
     pub const NOTHING: Self = Self {
-        tuple: Tuple { src: Ipv4::new([0; 4]), dst: Ipv4::new([0; 4]), src_port: Port::new(0), dst_port: Port::new(0) },
+        tuple: Tuple {
+            src: Ipv4::new([0; 4]),
+            dst: Ipv4::new([0; 4]),
+            src_port: Port::new(0),
+            dst_port: Port::new(0),
+        },
         protocol: 0,
         transport: Transport::Malformed,
         segment: Segment::NONE,
@@ -153,7 +158,11 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
 const MAX_OPTION_WORDS: usize = 10;
 
 #[inline(always)]
-fn checksum_is_right<P: Packet>(packet: &P, words: [u32; ipv4::MIN_LEN / 4], header_len: usize) -> Result<bool, Reason> {
+fn checksum_is_right<P: Packet>(
+    packet: &P,
+    words: [u32; ipv4::MIN_LEN / 4],
+    header_len: usize,
+) -> Result<bool, Reason> {
     let mut sum = checksum::sum(words);
     if header_len > ipv4::MIN_LEN {
         for word in 0..MAX_OPTION_WORDS {

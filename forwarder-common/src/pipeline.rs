@@ -20,9 +20,14 @@ pub enum Outcome {
     Pass,
     Drop,
     /// Rewritten: send it by this interface as it is.
-    Redirect { ifindex: u32 },
+    Redirect {
+        ifindex: u32,
+    },
     /// Rewritten: send it by this interface, the kernel resolving the neighbour.
-    RedirectNeighbour { ifindex: u32, next_hop: Ipv4 },
+    RedirectNeighbour {
+        ifindex: u32,
+        next_hop: Ipv4,
+    },
     /// Rewritten: let it go on its way through the host's stack.
     Continue,
 }
@@ -53,7 +58,8 @@ where
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
     let Seen { datagram, arrival } = seen;
-    let decision = if W::HOOK == Hook::TcEgress { core.egress(datagram) } else { core.ingress(datagram, arrival) };
+    let decision =
+        if W::HOOK == Hook::TcEgress { core.egress(datagram) } else { core.ingress(datagram, arrival) };
     match decision {
         Decision::Stop { reason, slot } => stop(W::HOOK, reason, slot, packet.len(), core.counters),
         Decision::Translate { to, onward, slot, direction } => {
@@ -130,7 +136,13 @@ fn arrival(ethernet: &Ethernet, interface: &Interface) -> Result<Arrival, Reason
 /// Counts a packet that is not forwarded. The host's own packets are not worth a count each time
 /// one leaves.
 #[inline(always)]
-fn stop<C: Counters>(hook: Hook, reason: Reason, slot: Option<u32>, frame_len: usize, counters: &mut C) -> Outcome {
+fn stop<C: Counters>(
+    hook: Hook,
+    reason: Reason,
+    slot: Option<u32>,
+    frame_len: usize,
+    counters: &mut C,
+) -> Outcome {
     let drops = reason.verdict() == Verdict::Drop;
     if drops || hook != Hook::TcEgress {
         counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);

@@ -24,11 +24,20 @@ pub struct Rewrite<A> {
 /// The checksum comes first: it is the only change that a kernel can refuse, so that an error
 /// leaves the packet as it was. All places have been read before; writing them cannot fail.
 #[inline(always)]
-pub fn ipv4<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>, rewrite: &Rewrite<Ipv4>) -> Result<(), OutOfBounds> {
+pub fn ipv4<P: Packet>(
+    packet: &mut P,
+    datagram: &Datagram<Ipv4>,
+    rewrite: &Rewrite<Ipv4>,
+) -> Result<(), OutOfBounds> {
     let (from, to) = (&datagram.tuple, &rewrite.to);
     let addresses = from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst));
     let ports = from.src_port.replaced_by(to.src_port).and(from.dst_port.replaced_by(to.dst_port));
-    packet.adjust_l4_checksum(datagram.l4_checksum_offset(), addresses, ports, datagram.protocol == udp::NUMBER)?;
+    packet.adjust_l4_checksum(
+        datagram.l4_checksum_offset(),
+        addresses,
+        ports,
+        datagram.protocol == udp::NUMBER,
+    )?;
     packet.write(datagram.l4(), [to.src_port.word(), to.dst_port.word()])?;
 
     let ttl = if rewrite.count_hop { datagram.ttl.saturating_sub(1) } else { datagram.ttl };

@@ -75,7 +75,11 @@ impl<A: Address> Rule<A> {
     /// The target's port for an external one.
     #[inline(always)]
     pub fn target_port(&self, port: Port) -> Port {
-        let offset = if self.flags & ONE_TARGET_PORT != 0 { 0 } else { port.number().wrapping_sub(self.external_port) };
+        let offset = if self.flags & ONE_TARGET_PORT != 0 {
+            0
+        } else {
+            port.number().wrapping_sub(self.external_port)
+        };
         Port::new(self.target_port.wrapping_add(offset))
     }
 

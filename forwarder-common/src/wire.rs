@@ -4,8 +4,7 @@
 
 use core::mem::offset_of;
 
-use network_types::{
-eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 
 pub mod ethernet {
     use super::*;

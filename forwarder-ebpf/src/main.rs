@@ -8,7 +8,9 @@ mod packet_xdp;
 mod tables;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action},
+    bindings::{
+        TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_action,
+    },
     helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},

@@ -5,8 +5,8 @@ use core::{ffi::c_void, marker::PhantomData};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
+        BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::map,
@@ -141,7 +141,12 @@ pub struct Kernel<H> {
 impl Kernel<AtXdp> {
     #[inline(always)]
     pub fn of_xdp(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.as_ptr(), ifindex: ctx.ingress_ifindex() as u32, segmented: false, place: PhantomData }
+        Self {
+            ctx: ctx.as_ptr(),
+            ifindex: ctx.ingress_ifindex() as u32,
+            segmented: false,
+            place: PhantomData,
+        }
     }
 }
 
@@ -239,10 +244,17 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
 
     #[inline(always)]
     fn route_interface(&self, address: Ipv4) -> Option<u32> {
-        let tuple = Tuple { src: Ipv4::default(), dst: address, src_port: Port::default(), dst_port: Port::default() };
+        let tuple = Tuple {
+            src: Ipv4::default(),
+            dst: address,
+            src_port: Port::default(),
+            dst_port: Port::default(),
+        };
         let (answer, params) = self.fib(&RouteQuery { tuple, protocol: 0, tos: 0 });
         match u32::try_from(answer).unwrap_or(u32::MAX) {
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => Some(params.ifindex),
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => {
+                Some(params.ifindex)
+            }
             _ => None,
         }
     }

@@ -4,9 +4,10 @@
 //! Every commit is on the disk before it returns (WAL with `synchronous = FULL`), so an
 //! acknowledged change survives a power cut.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -55,7 +56,11 @@ pub struct StateLock {
 impl StateLock {
     /// Makes the directory where needed and takes the lock, or names the controller that has it.
     pub fn take(state_dir: &Path) -> Result<Self> {
-        fs::create_dir_all(state_dir)
+        // Whoever can open the lock's file can hold the lock: that is for the owner alone.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
             .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
         let path = state_dir.join(LOCK);
         let mut file = OpenOptions::new()
@@ -63,6 +68,7 @@ impl StateLock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {

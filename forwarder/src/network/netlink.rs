@@ -74,7 +74,8 @@ async fn read(handle: &Handle) -> Result<Network> {
 
     let mut addresses = handle.address().get().execute();
     while let Some(address) = addresses.try_next().await.context("cannot list the addresses")? {
-        let Some(interface) = interfaces.iter_mut().find(|interface| interface.index == address.header.index) else {
+        let Some(interface) = interfaces.iter_mut().find(|interface| interface.index == address.header.index)
+        else {
             continue;
         };
         // Of a point-to-point address LOCAL is the interface's own, ADDRESS the peer's.

@@ -87,7 +87,13 @@ impl Links {
     }
 
     /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
-    pub fn attach(&self, ebpf: &mut Ebpf, interface: &Interface, external: bool, mode: Mode) -> Result<Attached> {
+    pub fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        interface: &Interface,
+        external: bool,
+        mode: Mode,
+    ) -> Result<Attached> {
         // TC first: it is complete by itself, XDP only speeds it up.
         let tc = self.attach_tc(ebpf, interface, TC_INGRESS, TcAttachType::Ingress)?;
         if external {
@@ -145,7 +151,8 @@ impl Links {
         let xdp: &mut Xdp = program(ebpf, XDP).map_err(other)?;
         let path = self.path(interface.index, kind.pin_suffix());
         if let Ok(pinned) = PinnedLink::from_pin(&path) {
-            let adopted = FdLink::from(pinned).try_into().map_err(|error| other(anyhow::Error::new(error)))?;
+            let adopted =
+                FdLink::from(pinned).try_into().map_err(|error| other(anyhow::Error::new(error)))?;
             match xdp.attach_to_link(adopted).and_then(|id| xdp.take_link(id)) {
                 // Dropping it here leaves the pinned one.
                 Ok(_) => return Ok(()),
@@ -158,7 +165,9 @@ impl Links {
             .and_then(|id| xdp.take_link(id))
             .map_err(|error| match io_error(&error) {
                 Some(libc_error) if matches!(libc_error.raw_os_error(), Some(EBUSY | EEXIST)) => NoXdp::Taken,
-                Some(libc_error) => NoXdp::Refused(io::Error::from_raw_os_error(libc_error.raw_os_error().unwrap_or(0))),
+                Some(libc_error) => {
+                    NoXdp::Refused(io::Error::from_raw_os_error(libc_error.raw_os_error().unwrap_or(0)))
+                }
                 None => NoXdp::Refused(io::Error::other(error)),
             })?;
         let link: FdLink = link.try_into().map_err(|error| other(anyhow::Error::new(error)))?;
@@ -175,7 +184,8 @@ impl Links {
     ) -> Result<&'static str> {
         let classifier: &mut SchedClassifier = program(ebpf, name)?;
         if kernel_is_at_least(6, 6) {
-            let path = self.path(interface.index, if hook == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" });
+            let path = self
+                .path(interface.index, if hook == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" });
             attach_tcx(classifier, interface, hook, &path)
                 .with_context(|| format!("cannot attach to TC of {}", interface.name))?;
             return Ok("TCX");
@@ -198,16 +208,25 @@ fn choose(interface: &Interface, mode: Mode) -> (Option<XdpKind>, String) {
     match mode {
         Mode::Tc => (None, "TC alone, as configured".to_owned()),
         Mode::Xdp => (Some(XdpKind::Native), "native XDP, as configured; TC for what it leaves".to_owned()),
-        Mode::XdpGeneric => (Some(XdpKind::Generic), "generic XDP, as configured; TC for what it leaves".to_owned()),
+        Mode::XdpGeneric => {
+            (Some(XdpKind::Generic), "generic XDP, as configured; TC for what it leaves".to_owned())
+        }
         Mode::Auto => match interface.kind.as_deref() {
-            None => (Some(XdpKind::Native), "auto: the driver has native XDP; TC for what it leaves".to_owned()),
+            None => {
+                (Some(XdpKind::Native), "auto: the driver has native XDP; TC for what it leaves".to_owned())
+            }
             Some("veth") => (None, "auto: on veth TC carries bulk TCP faster than XDP".to_owned()),
             Some(kind) => (None, format!("auto: TC on a {kind} interface")),
         },
     }
 }
 
-fn attach_tcx(classifier: &mut SchedClassifier, interface: &Interface, hook: TcAttachType, path: &Path) -> Result<()> {
+fn attach_tcx(
+    classifier: &mut SchedClassifier,
+    interface: &Interface,
+    hook: TcAttachType,
+    path: &Path,
+) -> Result<()> {
     if let Ok(pinned) = PinnedLink::from_pin(path) {
         let adopted = FdLink::from(pinned).try_into()?;
         match classifier.attach_to_link(adopted).and_then(|id| classifier.take_link(id)) {

@@ -67,7 +67,13 @@ impl FlowTables {
             half_open: half_open.try_into()?,
             capacity,
             timeouts,
-            seen: Seen { at: None, took: Duration::ZERO, sessions: HashMap::new(), entries: [0; 2], collected_at: None },
+            seen: Seen {
+                at: None,
+                took: Duration::ZERO,
+                sessions: HashMap::new(),
+                entries: [0; 2],
+                collected_at: None,
+            },
         })
     }
 
@@ -101,7 +107,9 @@ impl FlowTables {
         match map.remove(key) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             // The kernel's own ending of the flow came first.
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(())
+            }
             Err(error) => Err(error).context("cannot remove a flow"),
         }
     }
@@ -164,7 +172,14 @@ impl FlowTables {
         Ok(())
     }
 
-    fn collect_entry(&mut self, stage: Stage, key: &Key, flow: &Flow, rules: &RuleTables, now: u64) -> Result<()> {
+    fn collect_entry(
+        &mut self,
+        stage: Stage,
+        key: &Key,
+        flow: &Flow,
+        rules: &RuleTables,
+        now: u64,
+    ) -> Result<()> {
         if !is_live(key, flow, rules, now) {
             return match flow.direction {
                 INWARD => self.remove(stage, key),
@@ -240,7 +255,9 @@ impl FlowTables {
                 self.read(stage)?.into_iter().partition(|(_, flow)| flow.direction != OUTWARD);
             let outward: HashMap<Key, Flow> = outward.into_iter().collect();
             let live = inward.iter().filter(|(key, flow)| is_live(key, flow, rules, now));
-            records.extend(live.map(|(key, flow)| record(stage, key, flow, outward.get(&flow.other_key(key)), now)));
+            records.extend(
+                live.map(|(key, flow)| record(stage, key, flow, outward.get(&flow.other_key(key)), now)),
+            );
         }
         Ok(records)
     }

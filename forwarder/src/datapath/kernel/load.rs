@@ -95,8 +95,9 @@ fn refused(error: ProgramError) -> anyhow::Error {
 }
 
 fn permission(error: &EbpfError) -> bool {
-    let EbpfError::MapError(MapError::CreateError { io_error, .. } | MapError::SyscallError(SyscallError { io_error, .. })) =
-        error
+    let EbpfError::MapError(
+        MapError::CreateError { io_error, .. } | MapError::SyscallError(SyscallError { io_error, .. }),
+    ) = error
     else {
         return false;
     };

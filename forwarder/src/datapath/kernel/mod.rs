@@ -29,8 +29,8 @@ use flows::FlowTables;
 use rules::RuleTables;
 
 use super::{
-    Count, Datapath, FlowRecord, InterfaceStatus, KernelRule, Mode, Options, ReasonCount, RuleCounters, TableFill,
-    Timeouts,
+    Count, Datapath, FlowRecord, InterfaceStatus, KernelRule, Mode, Options, ReasonCount, RuleCounters,
+    TableFill, Timeouts,
 };
 use crate::network::{Interface, Network};
 
@@ -139,7 +139,8 @@ impl KernelDatapath {
             }
             if interface.mac.is_none() {
                 port.attached = None;
-                port.missing = "it has no Ethernet header; only Ethernet interfaces are supported yet".to_owned();
+                port.missing =
+                    "it has no Ethernet header; only Ethernet interfaces are supported yet".to_owned();
                 log::warn!("{}: {}", port.name, port.missing);
                 continue;
             }

@@ -131,7 +131,9 @@ impl RuleTables {
         self.offset = Offset::now();
         let mut stale_lists = Vec::new();
         for rule in wanted {
-            if let Some(list) = self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))? {
+            if let Some(list) =
+                self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))?
+            {
                 stale_lists.push(list);
             }
         }
@@ -238,9 +240,13 @@ impl RuleTables {
             return Ok(0);
         }
         let list = self.next_list;
-        self.next_list = list.checked_add(1).context("the allow lists' numbers are used up: `forwarderd detach` starts anew")?;
+        self.next_list = list
+            .checked_add(1)
+            .context("the allow lists' numbers are used up: `forwarderd detach` starts anew")?;
         for net in nets.iter().filter_map(v4) {
-            self.allow.insert(&allow_key(list, net), 1, 0).context("cannot write the allow lists; are they full?")?;
+            self.allow
+                .insert(&allow_key(list, net), 1, 0)
+                .context("cannot write the allow lists; are they full?")?;
         }
         Ok(list)
     }
@@ -265,7 +271,10 @@ fn v4(net: &IpNet) -> Option<Ipv4Net> {
 
 fn allow_key(list: u32, net: Ipv4Net) -> lpm_trie::Key<AllowKey<Ipv4>> {
     let source = Ipv4::new(net.network().octets());
-    lpm_trie::Key::new(ALLOW_LIST_BITS + u32::from(net.prefix_len()), AllowKey { list: list.to_be_bytes(), source })
+    lpm_trie::Key::new(
+        ALLOW_LIST_BITS + u32::from(net.prefix_len()),
+        AllowKey { list: list.to_be_bytes(), source },
+    )
 }
 
 /// Whether the line in the kernel ends at the wanted moment already. An adopted line says only when
