@@ -6,13 +6,15 @@
 //! ```text
 //! bytes -> parse -> FlowKey -> tables -> Decision -> rewrite -> Outcome -> counter -> verdict
 //! ```
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "model")), no_std)]
 
 pub mod address;
 pub mod checksum;
 pub mod decide;
 pub mod flow;
 pub mod layout;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;

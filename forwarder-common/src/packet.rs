@@ -7,12 +7,45 @@ use crate::checksum::Delta;
 pub struct OutOfBounds;
 
 /// What can be copied out of a packet and into it: integers, in the byte order of the wire.
-pub trait Plain: Copy {}
+pub trait Plain: Copy {
+    /// From as many bytes as the type has. For packets in memory; BPF programs read in place.
+    fn from_bytes(bytes: &[u8]) -> Self;
+    /// See [`Plain::from_bytes`].
+    fn to_bytes(self, bytes: &mut [u8]);
+}
 
-impl Plain for u16 {}
-impl Plain for u32 {}
-impl<const N: usize> Plain for [u16; N] {}
-impl<const N: usize> Plain for [u32; N] {}
+macro_rules! plain {
+    ($($integer:ty)*) => {$(
+        impl Plain for $integer {
+            fn from_bytes(bytes: &[u8]) -> Self {
+                let mut value = [0; size_of::<Self>()];
+                value.copy_from_slice(bytes);
+                Self::from_ne_bytes(value)
+            }
+
+            fn to_bytes(self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.to_ne_bytes());
+            }
+        }
+
+        impl<const N: usize> Plain for [$integer; N] {
+            fn from_bytes(bytes: &[u8]) -> Self {
+                core::array::from_fn(|at| {
+                    const SIZE: usize = size_of::<$integer>();
+                    <$integer>::from_bytes(&bytes[at * SIZE..(at + 1) * SIZE])
+                })
+            }
+
+            fn to_bytes(self, bytes: &mut [u8]) {
+                for (value, bytes) in self.into_iter().zip(bytes.chunks_mut(size_of::<$integer>())) {
+                    value.to_bytes(bytes);
+                }
+            }
+        }
+    )*};
+}
+
+plain!(u16 u32);
 
 /// A frame that starts with its Ethernet header.
 ///

@@ -105,7 +105,7 @@ pub struct Store {
 impl Store {
     /// Opens the store of `state_dir`, or makes an empty one. Never repairs or removes what it cannot read.
     pub fn open(state_dir: &Path) -> Result<Self> {
-        let path = state_dir.join(FILE);
+        let path = path(state_dir);
         let connection = Connection::open(&path).and_then(|connection| {
             // The first statement reads the file, so damage shows here.
             connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -294,7 +294,7 @@ fn rule(row: &Row<'_>) -> Result<Rule> {
 }
 
 /// Where the store of `state_dir` lies.
-pub fn path(state_dir: &Path) -> PathBuf {
+fn path(state_dir: &Path) -> PathBuf {
     state_dir.join(FILE)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -103,15 +103,20 @@ impl TcpServer {
                     };
                     peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
                     let serve = Arc::clone(&serve);
-                    if let (Ok(()), Ok(copy)) = (stream.set_nonblocking(false), stream.try_clone()) {
-                        connections.push(copy);
-                        // A connection that breaks is the client's to notice.
-                        thread::spawn(move || serve(stream));
+                    let copies = (stream.try_clone(), stream.try_clone());
+                    if let (Ok(()), (Ok(to_wake), Ok(to_end))) = (stream.set_nonblocking(false), copies) {
+                        connections.push(to_wake);
+                        thread::spawn(move || {
+                            // A connection that breaks is the client's to notice.
+                            let _ = serve(stream);
+                            // The copies would keep it open.
+                            let _ = to_end.shutdown(Shutdown::Both);
+                        });
                     }
                 }
                 for connection in connections {
                     // Wakes a thread that reads; fails where the connection has ended already.
-                    let _ = connection.shutdown(std::net::Shutdown::Both);
+                    let _ = connection.shutdown(Shutdown::Both);
                 }
             }
         });

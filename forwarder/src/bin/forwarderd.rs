@@ -66,6 +66,8 @@ async fn run(flags: &Flags) -> Result<()> {
     config.warnings().iter().for_each(|warning| warn!("{warning}"));
     check_rights()?;
     let _lock = StateLock::take(&config.state_dir)?;
+    // Early, so that nothing is attached where another controller answers already; clients wait until it is served.
+    let socket = ApiSocket::bind(&config.socket)?;
     let mut store = Store::open(&config.state_dir)?;
     // Before anything is attached: what has ended meanwhile must not come back even for a moment.
     for rule in store.remove_expired(rule::now())? {
@@ -77,7 +79,6 @@ async fn run(flags: &Flags) -> Result<()> {
     let datapath = KernelDatapath::open(options(&config, store.id()), &network)?;
     let settings = Settings { external: config.external.clone(), internal: config.internal.clone() };
     let controller = Controller::new(store, Box::new(datapath), network, settings, listeners::find)?;
-    let socket = ApiSocket::bind(&config.socket)?;
     attend(flags, config, Shared::new(controller), socket, networks).await
 }
 

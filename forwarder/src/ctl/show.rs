@@ -6,12 +6,13 @@ use comfy_table::Color;
 use jiff::Timestamp;
 
 use super::human;
-use super::table::{Align, Field, Terminal, render};
+use super::table::{Field, Kind, Terminal, render};
 use crate::controller::{FlowView, Stats, Status};
 use crate::rule::{Limits, RuleView, State};
 
-const LEFT: Align = Align::Left;
-const RIGHT: Align = Align::Right;
+const TEXT: Kind = Kind::Text;
+const WORD: Kind = Kind::Word;
+const NUMBER: Kind = Kind::Number;
 
 /// One line about a rule that was changed.
 pub fn line(rule: &RuleView, verb: &str) -> String {
@@ -24,22 +25,23 @@ pub fn line(rule: &RuleView, verb: &str) -> String {
     )
 }
 
+/// The table of rules; `IN` and `OUT` are packets.
 pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
     if rules.is_empty() {
         return "no rules: add one as `forwarderctl add tcp wan:8080 10.0.0.10:80`\n".to_owned();
     }
     let header = [
-        ("ID", RIGHT),
-        ("NAME", LEFT),
-        ("PROTO", LEFT),
-        ("EXTERNAL", LEFT),
-        ("TARGET", LEFT),
-        ("STATE", LEFT),
-        ("EXPIRES", LEFT),
-        ("PKTS IN", RIGHT),
-        ("PKTS OUT", RIGHT),
-        ("SESSIONS", RIGHT),
-        ("DROPS", RIGHT),
+        ("ID", NUMBER),
+        ("NAME", TEXT),
+        ("PROTO", WORD),
+        ("EXTERNAL", TEXT),
+        ("TARGET", TEXT),
+        ("STATE", WORD),
+        ("EXPIRES", WORD),
+        ("IN", NUMBER),
+        ("OUT", NUMBER),
+        ("SESS", NUMBER),
+        ("DROPS", NUMBER),
     ];
     let row = |rule: &RuleView| {
         let counters = &rule.counters;
@@ -93,7 +95,7 @@ pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
     let dropped =
         counters.dropped.iter().map(|(reason, count)| ("dropped", format!("{count} {reason}").into()));
     let rows = facts.into_iter().chain(dropped).map(|(key, value)| vec![key.into(), value]);
-    render(&[("", LEFT), ("", LEFT)], rows.collect(), terminal)
+    render(&[("", WORD), ("", TEXT)], rows.collect(), terminal)
 }
 
 pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
@@ -101,16 +103,16 @@ pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
         return "no sessions\n".to_owned();
     }
     let header = [
-        ("RULE", LEFT),
-        ("PROTO", LEFT),
-        ("CLIENT", LEFT),
-        ("EXTERNAL", LEFT),
-        ("TARGET", LEFT),
-        ("STATE", LEFT),
-        ("AGE", RIGHT),
-        ("IDLE", RIGHT),
-        ("IN", RIGHT),
-        ("OUT", RIGHT),
+        ("RULE", TEXT),
+        ("PROTO", WORD),
+        ("CLIENT", TEXT),
+        ("EXTERNAL", TEXT),
+        ("TARGET", TEXT),
+        ("STATE", WORD),
+        ("AGE", NUMBER),
+        ("IDLE", NUMBER),
+        ("IN", NUMBER),
+        ("OUT", NUMBER),
     ];
     let row = |flow: &FlowView| {
         vec![
@@ -131,15 +133,15 @@ pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
 
 pub fn stats(stats: &Stats, terminal: Terminal) -> String {
     let header = [
-        ("RULE", LEFT),
-        ("PROTO", LEFT),
-        ("EXTERNAL", LEFT),
-        ("PKTS IN", RIGHT),
-        ("BYTES IN", RIGHT),
-        ("PKTS OUT", RIGHT),
-        ("BYTES OUT", RIGHT),
-        ("SESSIONS", RIGHT),
-        ("DROPPED", LEFT),
+        ("RULE", TEXT),
+        ("PROTO", WORD),
+        ("EXTERNAL", TEXT),
+        ("PKTS IN", NUMBER),
+        ("BYTES IN", NUMBER),
+        ("PKTS OUT", NUMBER),
+        ("BYTES OUT", NUMBER),
+        ("SESSIONS", NUMBER),
+        ("DROPPED", TEXT),
     ];
     let rows = stats.rules.iter().map(|rule| {
         let counters = &rule.counters;
@@ -158,7 +160,8 @@ pub fn stats(stats: &Stats, terminal: Terminal) -> String {
         ]
     });
     let by_rule = render(&header, rows.collect(), terminal);
-    let header = [("PATH", LEFT), ("VERDICT", LEFT), ("REASON", LEFT), ("PACKETS", RIGHT), ("BYTES", RIGHT)];
+    let header =
+        [("PATH", WORD), ("VERDICT", WORD), ("REASON", TEXT), ("PACKETS", NUMBER), ("BYTES", NUMBER)];
     let rows = stats.reasons.iter().map(|reason| {
         vec![
             (&reason.path).into(),
@@ -183,7 +186,7 @@ pub fn status(status: &Status, terminal: Terminal) -> String {
         rules.disabled,
         rules.draining
     );
-    let header = [("INTERFACE", LEFT), ("SIDE", LEFT), ("XDP", LEFT), ("TC", LEFT), ("WHY", LEFT)];
+    let header = [("INTERFACE", WORD), ("SIDE", WORD), ("XDP", WORD), ("TC", WORD), ("WHY", TEXT)];
     let rows = status.interfaces.iter().map(|interface| {
         [&interface.name, &interface.side, &interface.xdp, &interface.tc, &interface.why]
             .map(Field::from)
@@ -191,7 +194,7 @@ pub fn status(status: &Status, terminal: Terminal) -> String {
     });
     text += "\n";
     text += &render(&header, rows.collect(), terminal);
-    let header = [("TABLE", LEFT), ("ENTRIES", RIGHT), ("CAPACITY", RIGHT)];
+    let header = [("TABLE", TEXT), ("ENTRIES", NUMBER), ("CAPACITY", NUMBER)];
     let rows = status
         .tables
         .iter()

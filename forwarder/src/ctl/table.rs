@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width,
+};
 
 /// What stdout leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,11 +25,15 @@ impl Terminal {
     }
 }
 
-/// How a column stands.
+/// How a column stands, and whether a narrow terminal may break its fields.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Align {
-    Left,
-    Right,
+pub enum Kind {
+    /// To the left, broken where there is no room.
+    Text,
+    /// To the left, in one piece.
+    Word,
+    /// To the right, in one piece.
+    Number,
 }
 
 /// One field of a table.
@@ -49,13 +55,10 @@ impl<T: ToString> From<T> for Field {
 }
 
 /// Lays `rows` out under `header`, which is left out where all titles are empty.
-pub fn render(header: &[(&str, Align)], rows: Vec<Vec<Field>>, terminal: Terminal) -> String {
+pub fn render(header: &[(&str, Kind)], rows: Vec<Vec<Field>>, terminal: Terminal) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    match terminal.width {
-        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
-        None => table.set_content_arrangement(ContentArrangement::Disabled),
-    };
+    table.set_content_arrangement(ContentArrangement::Disabled);
     if terminal.colour {
         table.enforce_styling();
     } else {
@@ -64,19 +67,47 @@ pub fn render(header: &[(&str, Align)], rows: Vec<Vec<Field>>, terminal: Termina
     if header.iter().any(|(title, _)| !title.is_empty()) {
         table.set_header(header.iter().map(|(title, _)| Cell::new(title).add_attribute(Attribute::Bold)));
     }
+    let widths = whole_widths(header, &rows);
     for row in rows {
         table.add_row(row.into_iter().map(|field| match field.colour {
             Some(colour) => Cell::new(field.text).fg(colour),
             None => Cell::new(field.text),
         }));
     }
-    for (column, (_, align)) in table.column_iter_mut().zip(header) {
+    for (column, (_, kind)) in table.column_iter_mut().zip(header) {
         column.set_padding((0, 2));
-        if *align == Align::Right {
+        if *kind == Kind::Number {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    if let Some(width) = terminal.width
+        && table.column_max_content_widths().iter().map(|column| column + 2).sum::<u16>() > width
+    {
+        squeeze(&mut table, header, &widths, width);
+    }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Makes a table fit that is wider than the terminal.
+fn squeeze(table: &mut Table, header: &[(&str, Kind)], widths: &[u16], width: u16) {
+    const GAP: u16 = 1;
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    for ((column, (_, kind)), whole) in table.column_iter_mut().zip(header).zip(widths) {
+        column.set_padding((0, GAP));
+        if *kind != Kind::Text {
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(whole + GAP)));
+        }
+    }
+}
+
+/// What each column needs so that none of its fields, and no word of its title, is broken.
+fn whole_widths(header: &[(&str, Kind)], rows: &[Vec<Field>]) -> Vec<u16> {
+    let length = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
+    let title = |column: usize| header[column].0.split(' ').map(length).max();
+    let fields = |column: usize| {
+        rows.iter().filter_map(move |row| row.get(column)).map(move |field| length(&field.text)).max()
+    };
+    (0..header.len()).map(|column| title(column).max(fields(column)).unwrap_or(0)).collect()
 }
 
 #[cfg(test)]
@@ -86,7 +117,7 @@ mod tests {
     fn sample(terminal: Terminal) -> String {
         let long = "a word and another word ".repeat(10);
         let rows = vec![vec![1.into(), Field::coloured("active", Color::Green), long.trim().into()]];
-        render(&[("ID", Align::Right), ("STATE", Align::Left), ("WHY", Align::Left)], rows, terminal)
+        render(&[("ID", Kind::Number), ("STATE", Kind::Word), ("WHY", Kind::Text)], rows, terminal)
     }
 
     #[test]
@@ -101,6 +132,7 @@ mod tests {
     fn on_a_terminal_it_fits_and_has_colour() {
         let plain = sample(Terminal { width: Some(60), colour: false });
         assert!(plain.lines().count() > 2 && plain.lines().all(|line| line.len() <= 60), "{plain}");
+        assert!(plain.contains("active"), "only text is broken: {plain}");
         assert!(sample(Terminal { width: Some(60), colour: true }).contains('\u{1b}'));
     }
 }

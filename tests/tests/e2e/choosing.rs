@@ -28,6 +28,8 @@ for_each_datapath! {
         assert_eq!(greeting(bed, W8080), "10.0.0.10");
         assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "10.0.0.11 x");
         assert_eq!(greeting(bed, "203.0.113.1:9090"), "10.0.0.11");
+        // From another port: two of ours at one port of the target would collide there.
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
         assert_eq!(udp_ask(&socket, "203.0.113.1:9090", "x").unwrap(), "10.0.0.11 x");
         assert_eq!(rules(bed).len(), 3);
         assert_carried(bed);
@@ -92,6 +94,7 @@ for_each_datapath! {
         let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
         let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
         assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "server x");
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
         testbed::wait_until("the second address is served", DEADLINE, || answers(&socket, "203.0.113.9:8080")).unwrap();
     }
 }
@@ -189,7 +192,7 @@ for_each_datapath! {
         }
         assert_eq!(server.peers().len(), 50);
         let counters = &only_rule(bed)["counters"];
-        assert_eq!((&counters["sessions_active"], &counters["sessions_total"]), (&50.into(), &50.into()));
+        assert_eq!(counters["sessions_total"], 50, "{counters}");
         assert_carried(bed);
     }
 }

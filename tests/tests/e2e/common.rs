@@ -67,11 +67,16 @@ pub fn assert_no_other_path(bed: &Testbed, datapath: testbed::Datapath) {
     }
 }
 
-/// The bed's data path itself has forwarded packets.
+/// The bed's data path itself has forwarded packets, and more than any other.
 pub fn assert_carried(bed: &Testbed) {
     let datapath = bed.daemon.options.datapath.unwrap();
     let stats = bed.stats().unwrap();
-    assert!(stats.verdict(datapath.path(), "forward") > 0, "{datapath:?} has carried nothing: {stats}");
+    let forwarded = |path| stats.verdict(path, "forward");
+    let others = ["xdp", "tc-ingress", "tc-egress"].into_iter().filter(|path| *path != datapath.path());
+    assert!(
+        forwarded(datapath.path()) > others.map(forwarded).sum(),
+        "{datapath:?} has not carried it: {stats}"
+    );
 }
 
 /// `forwarderctl add`, with its arguments as one typed them; returns the rule.

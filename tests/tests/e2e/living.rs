@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +30,12 @@ fn attached(bed: &Testbed) -> Vec<(String, usize)> {
 
 fn nothing_attached(bed: &Testbed) -> bool {
     attached(bed).iter().all(|(_, count)| *count == 0)
+}
+
+/// The kernel takes a program off a moment after the last pin of its link has gone.
+fn assert_detached(bed: &Testbed) {
+    wait_until("nothing is attached", Duration::from_secs(1), || nothing_attached(bed))
+        .unwrap_or_else(|error| panic!("{error}: {:?}", attached(bed)));
 }
 
 /// Rules and flows, less what time changes.
@@ -172,8 +178,8 @@ for_each_datapath! {
         assert!(answers(&socket, W8080));
         for _ in 0..2 {
             detach();
-            assert!(nothing_attached(bed), "{:?}", attached(bed));
             assert_eq!(pinned(), 0);
+            assert_detached(bed);
         }
         assert!(!answers(&socket, W8080));
         bed.daemon.start().unwrap();
@@ -187,6 +193,7 @@ fn detaching_holds_although_the_controller_runs() {
     let bed = Testbed::builder().datapath(Datapath::NativeXdp).start().unwrap();
     add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
     bed.router.output(testbed::forwarderd(), &["detach", "--pin-dir", "/sys/fs/bpf/forwarder"]).unwrap();
+    assert_detached(&bed);
     let detached = Instant::now();
     while detached.elapsed() < Duration::from_secs(3) {
         assert!(nothing_attached(&bed), "{:?}", attached(&bed));
@@ -301,12 +308,19 @@ fn a_second_controller_is_refused() {
     let first = bed.ctl_json(&["status"]).unwrap()["pid"].to_string();
     assert!(said.contains(&first), "it names the first, {first}: {said}");
 
-    // Another state, but the same interfaces.
-    let mut options = bed.daemon.options.clone();
-    options.state_dir = "/run/second".into();
-    options.socket = "/run/second.sock".into();
-    options.pin_dir = "/sys/fs/bpf/second".into();
-    refusal(&bed, Daemon::new(&bed.router, options).command().unwrap());
+    // Only one of the three places is the same.
+    for place in 0..3 {
+        let mut options = bed.daemon.options.clone();
+        let move_away = |number: usize, path: &mut PathBuf, to: &str| {
+            if number != place {
+                *path = to.into();
+            }
+        };
+        move_away(0, &mut options.state_dir, "/run/second");
+        move_away(1, &mut options.socket, "/run/second.sock");
+        move_away(2, &mut options.pin_dir, "/sys/fs/bpf/second");
+        refusal(&bed, Daemon::new(&bed.router, options).command().unwrap());
+    }
 
     assert_eq!(attached(&bed), programs);
     let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();

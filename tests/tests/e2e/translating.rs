@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use testbed::{
     DEADLINE, Frame, Packet, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect, connect_from,
-    download, udp_ask, udp_socket,
+    download, udp_ask, udp_socket, wait_until,
 };
 
 use crate::common::*;
@@ -117,11 +117,15 @@ for_each_datapath! {
             ends.outward(&Frame::udp(TARGET, STRANGER, &[2; 200]));
         }
         let counters = &only_rule(bed)["counters"];
-        assert_eq!(counters["packets_in"], 5, "{counters}");
-        assert_eq!(counters["bytes_in"], 5 * 128, "{counters}");
+        assert_eq!(counters["sessions_active"], 0, "half-open flows are no sessions: {counters}");
+        ends.inward(&Frame::udp(STRANGER, W8080, b"established"));
+        // Sessions are counted now and then, packets at once.
+        wait_until("the session is counted", DEADLINE, || only_rule(bed)["counters"]["sessions_active"] == 1).unwrap();
+        let counters = &only_rule(bed)["counters"];
+        assert_eq!(counters["packets_in"], 6, "{counters}");
+        assert_eq!(counters["bytes_in"], 5 * 128 + 39, "{counters}");
         assert_eq!(counters["packets_out"], 3, "{counters}");
         assert_eq!(counters["bytes_out"], 3 * 228, "{counters}");
-        assert_eq!(counters["sessions_active"], 1, "{counters}");
         assert_eq!(counters["sessions_total"], 1, "{counters}");
     }
 }
@@ -206,6 +210,18 @@ for_each_datapath! {
     /// Rows 1 and 9.
     fn real_stacks_talk_with_checksum_offload(bed = Testbed::builder().checksum_offload(true)) {
         real_stacks_talk(bed);
+    }
+}
+
+for_each_datapath! {
+    /// Row 9: jumbo frames, also where the driver takes no XDP for them.
+    fn frames_of_9000_bytes_are_carried_whole(bed = Testbed::builder().mtu(9000).checksum_offload(true)) {
+        real_stacks_talk(bed);
+        let ends = Ends::new(bed);
+        let question = marked(Frame::udp(STRANGER, W8080, &bytes(8972)), 1);
+        assert_translated(&question, &ends.inward(&question), STRANGER, TARGET);
+        let answer = marked(Frame::udp(TARGET, STRANGER, &bytes(8972)), 1);
+        assert_translated(&answer, &ends.outward(&answer), W8080, STRANGER);
     }
 }
 

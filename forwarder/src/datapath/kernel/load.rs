@@ -25,6 +25,11 @@ pub const ALLOW_CAPACITY: u32 = 1 << 20;
 /// Entries of the port map, which takes memory only for those in use.
 pub const PORTS_CAPACITY: u32 = 1 << 18;
 
+/// The eBPF object that is part of this program.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
 /// Names of the programs in the object.
 pub const XDP: &str = "forwarder_xdp";
 pub const TC_INGRESS: &str = "forwarder_ingress";
@@ -59,7 +64,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         .map_max_entries("FLOWS", flows.saturating_mul(2))
         .map_max_entries("HALF_OPEN", half_open.saturating_mul(2))
         .override_global("COARSE_CLOCK", &coarse_clock, true)
-        .load(OBJECT)
+        .load(object())
         .map_err(|error| match permission(&error) {
             true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
             false => anyhow!(error).context("cannot create the eBPF maps"),

@@ -26,6 +26,7 @@ use forwarder_common::{
 pub use attach::detach;
 use attach::{Attached, Links, XdpKind};
 use flows::FlowTables;
+pub use load::object;
 use rules::RuleTables;
 
 use super::{

@@ -1,0 +1,234 @@
+//! The core's surroundings as plain collections: it runs on the host over these, under tests.
+
+pub mod scenario;
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+    vec::Vec,
+};
+
+use crate::{
+    address::Ipv4,
+    decide::{Core, Scratch},
+    flow::{Flow, FlowKey, INWARD},
+    layout::{Hook, Interface, RuleCounters},
+    packet::{OutOfBounds, Packet, Plain},
+    pipeline::{self, Outcome, Seen},
+    reason::Reason,
+    rule::{Page, PageKey, Rule},
+    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
+};
+
+/// A frame in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame(pub Vec<u8>);
+
+impl Packet for Frame {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds> {
+        let bytes = self.0.get(offset..).and_then(|rest| rest.get(..size_of::<T>())).ok_or(OutOfBounds)?;
+        Ok(T::from_bytes(bytes))
+    }
+
+    fn write<T: Plain>(&mut self, offset: usize, value: T) -> Result<(), OutOfBounds> {
+        let rest = self.0.get_mut(offset..).ok_or(OutOfBounds)?;
+        let place = rest.get_mut(..size_of::<T>()).ok_or(OutOfBounds)?;
+        value.to_bytes(place);
+        Ok(())
+    }
+}
+
+/// Flow tables with a size.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    pub established: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
+    pub half_open: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
+    /// Of each table, in entries.
+    pub capacity: usize,
+}
+
+impl Tables {
+    fn stage(&mut self, stage: Stage) -> &mut HashMap<FlowKey<Ipv4>, Flow<Ipv4>> {
+        match stage {
+            Stage::Established => &mut self.established,
+            Stage::HalfOpen => &mut self.half_open,
+        }
+    }
+}
+
+impl Flows<Ipv4> for Tables {
+    fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
+        self.stage(stage).get_mut(key)
+    }
+
+    fn insert_new(&mut self, stage: Stage, key: &FlowKey<Ipv4>, flow: &Flow<Ipv4>) -> Result<(), Refused> {
+        let capacity = self.capacity;
+        let table = self.stage(stage);
+        if table.contains_key(key) {
+            return Err(Refused::Exists);
+        }
+        if table.len() >= capacity {
+            return Err(Refused::Full);
+        }
+        table.insert(*key, *flow);
+        Ok(())
+    }
+
+    fn remove(&mut self, stage: Stage, key: &FlowKey<Ipv4>) {
+        self.stage(stage).remove(key);
+    }
+}
+
+/// The machine as the core sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// ns.
+    pub now: u64,
+    pub generation: u32,
+    pub interfaces: BTreeMap<u32, Interface>,
+    pub pages: HashMap<PageKey<Ipv4>, Page>,
+    pub rules: BTreeMap<u32, Rule<Ipv4>>,
+    /// List, network, prefix length.
+    pub allow: Vec<(u32, [u8; 4], u32)>,
+    /// Network, prefix length, and what the kernel says; the first that fits counts.
+    pub routes: Vec<([u8; 4], u32, Route<Ipv4>)>,
+    pub segmented: bool,
+    pub probes: Cell<u32>,
+}
+
+/// The machine from one place of the packet path; `HOOK` is a [`Hook`]'s number.
+pub struct At<'m, const HOOK: usize> {
+    pub machine: &'m Machine,
+    pub ifindex: u32,
+}
+
+fn is_within(address: Ipv4, network: [u8; 4], prefix_len: u32) -> bool {
+    let mask = u32::MAX.checked_shl(32 - prefix_len).unwrap_or(0);
+    (u32::from_be_bytes(address.bytes()) ^ u32::from_be_bytes(network)) & mask == 0
+}
+
+impl Machine {
+    fn route_to(&self, address: Ipv4) -> Route<Ipv4> {
+        let fits = |(network, prefix_len, _): &&([u8; 4], u32, _)| is_within(address, *network, *prefix_len);
+        match self.routes.iter().find(fits) {
+            // The next hop is the address itself where the network is on the link.
+            Some((_, _, Route::Known { hop, .. })) => Route::Known { hop: *hop, next_hop: address },
+            Some((_, _, Route::Unresolved { ifindex, .. })) => {
+                Route::Unresolved { ifindex: *ifindex, next_hop: address }
+            }
+            Some((_, _, none)) => *none,
+            None => Route::None(Reason::NoRoute),
+        }
+    }
+}
+
+impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
+    const HOOK: Hook = Hook::ALL[HOOK];
+
+    fn now(&self) -> u64 {
+        self.machine.now
+    }
+
+    fn generation(&self) -> u32 {
+        self.machine.generation
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn is_segmented(&self) -> bool {
+        self.machine.segmented
+    }
+
+    fn interface(&self, ifindex: u32) -> Option<&Interface> {
+        self.machine.interfaces.get(&ifindex)
+    }
+
+    fn rule_for(&self, address: Ipv4, protocol: u8, port: u16) -> Option<u32> {
+        self.machine.pages.get(&PageKey::new(address, protocol, port))?.slot(port)
+    }
+
+    fn rule(&self, slot: u32) -> Option<&Rule<Ipv4>> {
+        self.machine.rules.get(&slot)
+    }
+
+    fn is_allowed(&self, list: u32, source: Ipv4) -> bool {
+        let fits = |&(of, network, prefix_len): &(u32, [u8; 4], u32)| {
+            of == list && is_within(source, network, prefix_len)
+        };
+        self.machine.allow.iter().any(fits)
+    }
+
+    fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {
+        self.machine.route_to(query.tuple.dst)
+    }
+
+    fn route_interface(&self, address: Ipv4) -> Option<u32> {
+        match self.machine.route_to(address) {
+            Route::Known { hop, .. } => Some(hop.ifindex),
+            Route::Unresolved { ifindex, .. } => Some(ifindex),
+            Route::None(_) => None,
+        }
+    }
+
+    fn claim_probe(&self, _slot: u32, _now: u64) -> bool {
+        let left = self.machine.probes.get();
+        self.machine.probes.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
+/// Counters as maps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts {
+    pub reasons: HashMap<&'static str, (u64, u64)>,
+    pub rules: BTreeMap<u32, RuleCounters>,
+    /// Of the packet counted last.
+    pub last: Option<Reason>,
+}
+
+impl Counts {
+    fn rule(&mut self, slot: u32) -> &mut RuleCounters {
+        self.rules.entry(slot).or_insert(RuleCounters::ZERO)
+    }
+}
+
+impl Counters for Counts {
+    fn count_reason(&mut self, reason: Reason, bytes: u64) {
+        let count = self.reasons.entry(reason.name()).or_default();
+        *count = (count.0 + 1, count.1 + bytes);
+        self.last = Some(reason);
+    }
+
+    fn count_forwarded(&mut self, slot: u32, direction: u8, bytes: u64) {
+        let rule = self.rule(slot);
+        if direction == INWARD { rule.inward.add(bytes) } else { rule.outward.add(bytes) }
+    }
+
+    fn count_session(&mut self, slot: u32) {
+        self.rule(slot).sessions += 1;
+    }
+
+    fn count_dropped(&mut self, slot: u32, reason: Reason) {
+        self.rule(slot).dropped[reason as usize - Reason::FIRST_DROP] += 1;
+    }
+}
+
+/// Takes a frame that is on `ifindex` through the core, as the programs do.
+pub fn process<const HOOK: usize>(
+    frame: &mut Frame,
+    ifindex: u32,
+    machine: &Machine,
+    flows: &mut Tables,
+    counters: &mut Counts,
+) -> Outcome {
+    let world = At::<HOOK> { machine, ifindex };
+    let core =
+        Core { flows, world: &world, counters, scratch: &mut Scratch::EMPTY.clone(), now: machine.now };
+    pipeline::process(frame, &mut Seen::NOTHING.clone(), core)
+}

@@ -1,0 +1,272 @@
+//! One router with rules of every kind, and frames that meet them: what properties are checked on,
+//! and what the programs in the kernel are compared on.
+
+use std::{vec, vec::Vec};
+
+use super::Machine;
+use crate::{
+    address::{Ipv4, Macs},
+    checksum,
+    flow::{Hop, Side},
+    layout::{Interface, XDP_TARGET},
+    reason::Reason,
+    rule::{ACTIVE, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
+    tables::Route,
+    wire::{tcp, udp},
+};
+
+pub const W: [u8; 4] = [203, 0, 113, 1];
+pub const CLIENT: [u8; 4] = [203, 0, 113, 2];
+pub const OTHER_CLIENT: [u8; 4] = [203, 0, 113, 3];
+pub const SERVER: [u8; 4] = [10, 0, 0, 10];
+pub const OTHER_SERVER: [u8; 4] = [10, 0, 0, 11];
+/// On the link, but its MAC is not known.
+pub const SILENT_SERVER: [u8; 4] = [10, 0, 0, 20];
+pub const NOWHERE: [u8; 4] = [198, 18, 0, 1];
+pub const ON_THE_OUTSIDE: [u8; 4] = [203, 0, 113, 77];
+
+/// MACs of the neighbours.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 10];
+
+pub const TCP: &[u8] = &[tcp::NUMBER];
+pub const UDP: &[u8] = &[udp::NUMBER];
+pub const BOTH: &[u8] = &[tcp::NUMBER, udp::NUMBER];
+
+/// A rule of the scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct RuleSpec {
+    pub protocols: &'static [u8],
+    pub ports: (u16, u16),
+    pub target: [u8; 4],
+    pub target_ports: (u16, u16),
+    pub allow_list: u32,
+    pub expired: bool,
+}
+
+const fn rule(
+    protocols: &'static [u8],
+    ports: (u16, u16),
+    target: [u8; 4],
+    target_ports: (u16, u16),
+) -> RuleSpec {
+    RuleSpec { protocols, ports, target, target_ports, allow_list: 0, expired: false }
+}
+
+/// By slot.
+pub const RULES: &[RuleSpec] = &[
+    rule(TCP, (8080, 8080), SERVER, (80, 80)),
+    rule(UDP, (8080, 8080), OTHER_SERVER, (81, 81)),
+    rule(BOTH, (10_000, 10_100), SERVER, (20_000, 20_100)),
+    rule(TCP, (9000, 9010), SERVER, (9999, 9999)),
+    RuleSpec { allow_list: 1, ..rule(BOTH, (2222, 2222), SERVER, (22, 22)) },
+    rule(BOTH, (7000, 7000), SILENT_SERVER, (7000, 7000)),
+    rule(BOTH, (7001, 7001), NOWHERE, (7001, 7001)),
+    rule(BOTH, (7002, 7002), ON_THE_OUTSIDE, (7002, 7002)),
+    RuleSpec { expired: true, ..rule(BOTH, (7003, 7003), SERVER, (7003, 7003)) },
+    rule(BOTH, (1, 1), SERVER, (1, 1)),
+    rule(BOTH, (65_535, 65_535), SERVER, (65_535, 65_535)),
+];
+
+/// List, network, prefix length.
+pub const ALLOWED: (u32, [u8; 4], u32) = (1, OTHER_CLIENT, 32);
+
+/// The router's two interfaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    pub wan: (u32, [u8; 6]),
+    pub lan: (u32, [u8; 6]),
+    /// `Interface::flags` of both.
+    pub flags: u8,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self { wan: (2, [2, 1, 0, 0, 0, 1]), lan: (3, [2, 1, 0, 0, 0, 2]), flags: XDP_TARGET }
+    }
+}
+
+impl Router {
+    pub fn interface(&self, side: Side) -> (u32, [u8; 6]) {
+        match side {
+            Side::External => self.wan,
+            Side::Internal => self.lan,
+        }
+    }
+
+    /// The router with all its rules, and flows of epoch 7.
+    pub fn machine(&self) -> Machine {
+        let mut machine = Machine { now: 1_000_000_000_000, generation: 1, ..Machine::default() };
+        for side in [Side::External, Side::Internal] {
+            let (index, mac) = self.interface(side);
+            let interface = Interface { mtu: 1500, mac, side: side as u8, flags: self.flags };
+            machine.interfaces.insert(index, interface);
+        }
+        let via = |side, mac| Route::Known {
+            hop: Hop {
+                macs: Macs::new(mac, self.interface(side).1),
+                ifindex: self.interface(side).0,
+                mtu: 0,
+                from_xdp: 0,
+            },
+            next_hop: Ipv4::default(),
+        };
+        let silent = |side| Route::Unresolved { ifindex: self.interface(side).0, next_hop: Ipv4::default() };
+        machine.routes = vec![
+            (SERVER, 32, via(Side::Internal, SERVER_MAC)),
+            (OTHER_SERVER, 32, via(Side::Internal, SERVER_MAC)),
+            (W, 32, Route::None(Reason::NoRoute)),
+            ([10, 0, 0, 1], 32, Route::None(Reason::NoRoute)),
+            ([10, 0, 0, 0], 24, silent(Side::Internal)),
+            (CLIENT, 32, via(Side::External, CLIENT_MAC)),
+            ([203, 0, 113, 0], 24, silent(Side::External)),
+        ];
+        machine.allow = vec![ALLOWED];
+        for (slot, spec) in (0..).zip(RULES) {
+            machine.rules.insert(slot, spec.line());
+            for (key, at) in spec.places() {
+                machine.pages.entry(key).or_insert(Page::EMPTY).slots[at] = slot + 1;
+            }
+        }
+        machine
+    }
+}
+
+impl RuleSpec {
+    /// The rule's line in the kernel, of epoch 7.
+    pub fn line(&self) -> Rule<Ipv4> {
+        let one = if self.target_ports.0 == self.target_ports.1 { ONE_TARGET_PORT } else { 0 };
+        Rule {
+            expires: if self.expired { 1 } else { u64::MAX },
+            flags: ACTIVE | one,
+            tcp_epoch: 7,
+            udp_epoch: 7,
+            allow_list: self.allow_list,
+            target: Ipv4::new(self.target),
+            target_port: self.target_ports.0,
+            external_port: self.ports.0,
+        }
+    }
+
+    /// Where its ports stand in the port map.
+    pub fn places(&self) -> Vec<(PageKey<Ipv4>, usize)> {
+        let mut places = Vec::new();
+        for &protocol in self.protocols {
+            for port in self.ports.0..=self.ports.1 {
+                places.push((PageKey::new(Ipv4::new(W), protocol, port), usize::from(port) % PAGE_PORTS));
+            }
+        }
+        places
+    }
+}
+
+/// A frame to be, right in every field unless one is set otherwise.
+#[derive(Clone, Debug)]
+pub struct FrameSpec {
+    pub macs: ([u8; 6], [u8; 6]),
+    pub src: ([u8; 4], u16),
+    pub dst: ([u8; 4], u16),
+    pub protocol: u8,
+    pub ttl: u8,
+    pub tos: u8,
+    pub id: u16,
+    pub dont_fragment: bool,
+    /// Words of IP options (no-operation).
+    pub option_words: usize,
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    pub payload: Vec<u8>,
+    /// Bytes behind the IP packet.
+    pub padding: Vec<u8>,
+    /// UDP without a checksum.
+    pub without_checksum: bool,
+}
+
+impl FrameSpec {
+    /// From the client to the router's external address.
+    pub fn inward(router: &Router, protocol: u8, src: ([u8; 4], u16), port: u16) -> Self {
+        Self {
+            macs: (router.wan.1, CLIENT_MAC),
+            src,
+            dst: (W, port),
+            protocol,
+            ttl: 64,
+            tos: 0,
+            id: 0x1234,
+            dont_fragment: true,
+            option_words: 0,
+            flags: tcp_flags::SYN,
+            seq: 1000,
+            ack: 0,
+            payload: Vec::new(),
+            padding: Vec::new(),
+            without_checksum: false,
+        }
+    }
+
+    /// From a server to a client.
+    pub fn outward(router: &Router, protocol: u8, src: ([u8; 4], u16), dst: ([u8; 4], u16)) -> Self {
+        Self { macs: (router.lan.1, SERVER_MAC), src, dst, ..Self::inward(router, protocol, src, 0) }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let l4 = self.transport();
+        let header_len = 20 + self.option_words * 4;
+        let mut ip = vec![0; header_len];
+        ip[0] = 0x40 | (header_len / 4) as u8;
+        ip[1] = self.tos;
+        ip[2..4].copy_from_slice(&((header_len + l4.len()) as u16).to_be_bytes());
+        ip[4..6].copy_from_slice(&self.id.to_be_bytes());
+        ip[6] = if self.dont_fragment { 0x40 } else { 0 };
+        ip[8] = self.ttl;
+        ip[9] = self.protocol;
+        ip[12..16].copy_from_slice(&self.src.0);
+        ip[16..20].copy_from_slice(&self.dst.0);
+        ip[20..].fill(1);
+        let sum = internet_checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum);
+
+        let (dst, src) = self.macs;
+        [&dst[..], &src[..], &[8, 0], &ip, &l4, &self.padding].concat()
+    }
+
+    fn transport(&self) -> Vec<u8> {
+        let mut l4 = Vec::new();
+        l4.extend(self.src.1.to_be_bytes());
+        l4.extend(self.dst.1.to_be_bytes());
+        let checksum = if self.protocol == tcp::NUMBER {
+            l4.extend(self.seq.to_be_bytes());
+            l4.extend(self.ack.to_be_bytes());
+            l4.extend([0x50, self.flags, 0x20, 0, 0, 0, 0, 0]);
+            tcp::CHECKSUM
+        } else {
+            l4.extend((8 + self.payload.len() as u16).to_be_bytes());
+            l4.extend([0, 0]);
+            udp::CHECKSUM
+        };
+        l4.extend(&self.payload);
+        let len = (l4.len() as u16).to_be_bytes();
+        let mut sum = internet_checksum(&[&self.src.0, &self.dst.0, &[0, self.protocol], &len, &l4]);
+        if self.protocol == udp::NUMBER && sum == [0, 0] {
+            sum = [0xff, 0xff];
+        }
+        if self.protocol != udp::NUMBER || !self.without_checksum {
+            l4[checksum..checksum + 2].copy_from_slice(&sum);
+        }
+        l4
+    }
+}
+
+/// TCP's flag bits.
+pub mod tcp_flags {
+    pub use crate::tcp::{ACK, FIN, RST, SYN};
+}
+
+/// The checksum over parts, of which all but the last have an even length.
+pub fn internet_checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let sum: u32 =
+        words.map(|word| u32::from(u16::from_ne_bytes([word[0], *word.get(1).unwrap_or(&0)]))).sum();
+    (!checksum::fold(sum)).to_ne_bytes()
+}

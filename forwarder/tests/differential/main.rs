@@ -1,0 +1,138 @@
+//! The programs in the kernel against the same core on the host: same bytes, same verdict, same
+//! counters, same flows.
+//!
+//! Random frames of a random scenario go one by one through `BPF_PROG_TEST_RUN` and through the model.
+
+mod kernel;
+mod shots;
+
+use std::time::{Duration, Instant};
+
+use forwarder_common::{
+    flow::Side,
+    layout::{Hook, XDP_TARGET},
+    model::{self, Counts, Frame, Machine, Tables, scenario::Router},
+    pipeline::Outcome,
+    reason::Reason,
+};
+use kernel::Kernel;
+use shots::{Random, Shot};
+
+/// Frames between two clearings of the flow tables.
+const ROUND: usize = 400;
+/// Rounds for each program.
+const ROUNDS: u64 = 60;
+/// A hop is asked anew after a second, on a clock that the model does not share.
+const ROUND_LIMIT: Duration = Duration::from_millis(800);
+
+#[test]
+fn xdp_does_what_the_host_does() {
+    compare(Hook::Xdp, XDP_TARGET);
+}
+
+#[test]
+fn xdp_that_may_not_redirect_leaves_what_the_host_leaves() {
+    compare(Hook::Xdp, 0);
+}
+
+#[test]
+fn tc_ingress_does_what_the_host_does() {
+    compare(Hook::TcIngress, XDP_TARGET);
+}
+
+#[test]
+fn tc_egress_does_what_the_host_does() {
+    compare(Hook::TcEgress, XDP_TARGET);
+}
+
+fn compare(hook: Hook, flags: u8) {
+    let mut kernel = Kernel::new(flags);
+    let (mut rounds, mut seed, mut reasons) = (0, 0, Counts::default());
+    while rounds < ROUNDS {
+        seed += 1;
+        assert!(
+            seed < ROUNDS * 4,
+            "most rounds took longer than {ROUND_LIMIT:?}: is the machine overloaded?"
+        );
+        let start = Instant::now();
+        let compared = round(&mut kernel, hook, seed);
+        if start.elapsed() < ROUND_LIMIT {
+            let counts = compared.unwrap_or_else(|difference| panic!("{hook:?}, round {seed}: {difference}"));
+            for (reason, count) in counts.reasons {
+                reasons.reasons.entry(reason).or_default().0 += count.0;
+            }
+            rounds += 1;
+        }
+    }
+    // What was compared is worth little if the frames never got far.
+    for reason in must_occur(hook, flags) {
+        assert!(
+            reasons.reasons.contains_key(reason.name()),
+            "no frame ended as {reason:?}: {:?}",
+            reasons.reasons
+        );
+    }
+}
+
+fn must_occur(hook: Hook, flags: u8) -> &'static [Reason] {
+    match hook {
+        Hook::Xdp if flags & XDP_TARGET == 0 => &[Reason::LeftToTc],
+        Hook::Xdp => {
+            &[Reason::Forwarded, Reason::LeftUnresolved, Reason::NotAllowed, Reason::NoFlow, Reason::Spoofed]
+        }
+        Hook::TcIngress => &[Reason::Forwarded, Reason::Resolving, Reason::TooBig, Reason::TranslatedForHost],
+        Hook::TcEgress => &[Reason::TranslatedAtEgress],
+    }
+}
+
+/// One round from empty tables. The error tells the first difference.
+fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<Counts, String> {
+    let mut random = Random::new(seed);
+    let router = kernel.router();
+    let machine = router.machine();
+    let mut flows = Tables { capacity: 1 << 16, ..Tables::default() };
+    let mut counts = Counts::default();
+    kernel.clear();
+    for step in 0..ROUND {
+        // Flows for the egress program are made by the one at ingress.
+        let here = if hook == Hook::TcEgress && random.chance(2) { Hook::TcIngress } else { hook };
+        let shot = random.shot(&router, here, &flows);
+        let (outcome, bytes) = on_host(here, &shot, &router, &machine, &mut flows, &mut counts);
+        let Some((verdict, kernel_bytes)) = kernel.run(here, &shot) else {
+            return Err(format!("step {step}: the kernel refuses to run {shot:02x?}"));
+        };
+        let expected = kernel::verdict(here, outcome);
+        if verdict != expected || bytes != kernel_bytes {
+            return Err(format!(
+                "step {step}, {shot:02x?}\nhost:   {expected} ({:?}) {bytes:02x?}\nkernel: {verdict} {kernel_bytes:02x?}",
+                counts.last
+            ));
+        }
+    }
+    kernel.compare_flows(&flows)?;
+    kernel.compare_counts(hook, &counts)?;
+    Ok(counts)
+}
+
+fn on_host(
+    hook: Hook,
+    shot: &Shot,
+    router: &Router,
+    machine: &Machine,
+    flows: &mut Tables,
+    counts: &mut Counts,
+) -> (Outcome, Vec<u8>) {
+    let mut frame = Frame(shot.bytes.clone());
+    let side = if hook == Hook::TcEgress { Side::External } else { shot.side };
+    let (ifindex, _) = router.interface(side);
+    let outcome = match hook {
+        Hook::Xdp => model::process::<{ Hook::Xdp as usize }>(&mut frame, ifindex, machine, flows, counts),
+        Hook::TcIngress => {
+            model::process::<{ Hook::TcIngress as usize }>(&mut frame, ifindex, machine, flows, counts)
+        }
+        Hook::TcEgress => {
+            model::process::<{ Hook::TcEgress as usize }>(&mut frame, ifindex, machine, flows, counts)
+        }
+    };
+    (outcome, frame.0)
+}

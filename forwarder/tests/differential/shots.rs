@@ -1,0 +1,168 @@
+//! Random frames, most of them near something that matters.
+
+use forwarder_common::{
+    flow::{OUTWARD, Side},
+    layout::Hook,
+    model::{
+        Tables,
+        scenario::{
+            CLIENT, FrameSpec, OTHER_CLIENT, RULES, Router, SERVER, W,
+            tcp_flags::{ACK, FIN, RST, SYN},
+        },
+    },
+    wire::{tcp, udp},
+};
+
+/// A frame on one of the router's interfaces.
+#[derive(Clone, Debug)]
+pub struct Shot {
+    pub side: Side,
+    pub bytes: Vec<u8>,
+}
+
+/// splitmix64: small, and the same everywhere.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    /// True once in `times`.
+    pub fn chance(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+
+    /// The next frame, with a mind to the flows that there are.
+    pub fn shot(&mut self, router: &Router, hook: Hook, flows: &Tables) -> Shot {
+        let side = if hook == Hook::TcEgress || self.chance(2) { Side::Internal } else { Side::External };
+        let mut spec = match side {
+            Side::External => self.inward(router, flows),
+            Side::Internal => self.outward(router, flows),
+        };
+        self.vary(&mut spec);
+        let mut bytes = spec.bytes();
+        if self.chance(12) {
+            // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb with IPv4 also that.
+            self.damage(&mut bytes, if hook == Hook::Xdp { 14 } else { 34 });
+        }
+        Shot { side, bytes }
+    }
+
+    fn inward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
+        let rule = self.pick(RULES);
+        let ports =
+            [rule.ports.0, rule.ports.1, rule.ports.0 / 2 + rule.ports.1 / 2, rule.ports.1.wrapping_add(1)];
+        let client = self.pick(&[CLIENT, CLIENT, OTHER_CLIENT, SERVER, W, [127, 0, 0, 1], [230, 0, 0, 1]]);
+        let src = (client, 40_000 + self.below(3) as u16);
+        let protocol = self.pick(&[tcp::NUMBER, udp::NUMBER]);
+        let mut spec = FrameSpec::inward(router, protocol, src, self.pick(&ports));
+        // Acknowledge what a server has sent: only that makes a flow established.
+        let expected =
+            flows.half_open.iter().find(|(key, flow)| flow.expected_ack != 0 && key.protocol == protocol);
+        if let Some((key, flow)) = expected
+            && self.chance(2)
+        {
+            let tuple = key.tuple;
+            spec = FrameSpec::inward(
+                router,
+                protocol,
+                (tuple.src.bytes(), tuple.src_port.number()),
+                tuple.dst_port.number(),
+            );
+            spec.flags = ACK;
+            spec.ack = flow.expected_ack;
+        }
+        spec
+    }
+
+    fn outward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
+        let tables = [&flows.half_open, &flows.established];
+        let outward =
+            tables.iter().flat_map(|table| table.iter()).filter(|(_, flow)| flow.direction == OUTWARD);
+        // Maps walk in another order each time: sorted, a seed says all.
+        let mut keys: Vec<_> = outward.map(|(key, _)| *key).collect();
+        keys.sort_by_key(|key| {
+            (key.protocol, key.tuple.src.bytes(), key.tuple.src_port.number(), key.tuple.dst_port.number())
+        });
+        let mut spec = if keys.is_empty() || self.chance(6) {
+            let protocol = self.pick(&[tcp::NUMBER, udp::NUMBER]);
+            FrameSpec::outward(router, protocol, (SERVER, 80), (CLIENT, 40_000))
+        } else {
+            let key = self.pick(&keys);
+            let tuple = key.tuple;
+            let src = (tuple.src.bytes(), tuple.src_port.number());
+            FrameSpec::outward(router, key.protocol, src, (tuple.dst.bytes(), tuple.dst_port.number()))
+        };
+        spec.flags = self.pick(&[SYN | ACK, SYN | ACK, ACK]);
+        spec
+    }
+
+    fn vary(&mut self, spec: &mut FrameSpec) {
+        spec.seq = self.next() as u32;
+        spec.payload = match self.below(8) {
+            0 => self.bytes(1480),
+            1 => self.bytes(1452),
+            _ => {
+                let len = self.below(40);
+                self.bytes(len)
+            }
+        };
+        spec.tos = self.next() as u8;
+        spec.id = self.next() as u16;
+        spec.dont_fragment = self.chance(2);
+        if self.chance(5) {
+            spec.flags = self.pick(&[ACK, FIN | ACK, RST, RST | ACK, SYN | FIN, 0, 0xff]);
+        }
+        if self.chance(8) {
+            spec.option_words = self.below(11);
+        }
+        if self.chance(8) {
+            spec.ttl = self.pick(&[0, 1, 2, 255]);
+        }
+        if self.chance(8) {
+            let len = self.below(30);
+            spec.padding = self.bytes(len);
+        }
+        if self.chance(10) {
+            spec.macs.0 = self.pick(&[[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [2, 9, 9, 9, 9, 9]]);
+        }
+        spec.without_checksum = self.chance(6);
+    }
+
+    fn damage(&mut self, bytes: &mut Vec<u8>, min_len: usize) {
+        match self.below(3) {
+            0 => {
+                let len = min_len + self.below(bytes.len() - min_len);
+                bytes.truncate(len);
+            }
+            1 => {
+                let at = 12 + self.below((bytes.len() - 12).min(50));
+                bytes[at] = self.next() as u8;
+            }
+            _ => {
+                let len = min_len + self.below(90);
+                *bytes = self.bytes(len);
+            }
+        }
+    }
+}
