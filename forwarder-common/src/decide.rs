@@ -108,8 +108,8 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 if arrival.side == Side::Internal {
                     return stop(Reason::Cut, slot);
                 }
-                let other = flow.other_key(&key);
-                self.remove(stage, &key, &other);
+                // The outward entry stays: the target's late packets end at it.
+                self.flows.remove(stage, &key);
                 continue;
             }
             if datagram.transport == Transport::Malformed {

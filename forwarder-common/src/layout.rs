@@ -14,6 +14,10 @@ pub struct Settings {
     pub layout: u32,
     /// Raised with every change of a route, neighbour or link: a hop of another generation is asked anew.
     pub generation: u32,
+    /// Process of the controller that wrote this.
+    pub controller: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// `Interface::flags`: frames may come with a checksum that is still to be finished (veth, tap).
@@ -100,4 +104,4 @@ impl RuleCounters {
     };
 }
 
-const _: () = assert!(size_of::<Settings>() == 16 && size_of::<Interface>() == 12);
+const _: () = assert!(size_of::<Settings>() == 24 && size_of::<Interface>() == 12);

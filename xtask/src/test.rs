@@ -1,40 +1,88 @@
 //! `cargo xtask test`: everything that has to hold before a change goes in.
 
-use std::{env, process::Command};
+use std::{
+    env,
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::{
     process,
     setup::{self, Preference, Record},
-    workspace::{Workspace, is_root},
+    workspace::{Workspace, ensure_root},
 };
 
 /// Checks the format, lints both sides, and runs every test.
 pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
-    ensure!(is_root(), "the tests make network namespaces and load eBPF programs: run as root");
-    let record = setup::ensure(workspace, Preference::Auto)?;
-    ensure_lints()?;
-
-    process::announce("checking the format");
-    process::run(cargo(workspace).args(["fmt", "--all", "--check"]))
-        .context("the format differs; `cargo fmt --all` puts it right")?;
-    process::announce("linting the host side; a first run builds the eBPF object as well");
-    process::run(host_side(workspace, "clippy").args(["--all-targets", "--", "--deny", "warnings"]))?;
-    process::announce("linting the eBPF side");
-    process::run(&mut lint_ebpf(workspace, &record)?)?;
+    ensure_root("the tests make network namespaces and load eBPF programs", "test")?;
+    let mut steps = Steps::new();
+    let record = steps.run("set-up", || {
+        let record = setup::ensure(workspace, Preference::Auto)?;
+        ensure_lints()?;
+        Ok(record)
+    })?;
+    steps.run("format", || {
+        process::run(cargo(workspace).args(["fmt", "--all", "--check"]))
+            .context("the format differs; `cargo fmt --all` puts it right")
+    })?;
+    steps.run("lints of the host side", || {
+        process::run(host_side(workspace, "clippy").args(["--all-targets", "--", "--deny", "warnings"]))
+    })?;
+    steps.run("lints of the eBPF side", || process::run(&mut lint_ebpf(workspace, &record)?))?;
     // All targets at once: another choice would bring other features, and with them another eBPF build.
-    process::announce("building the tests and the programs that they run");
-    process::run(host_side(workspace, "build").arg("--all-targets"))?;
-    process::announce("running the tests");
-    let programs = workspace.target.join("debug");
-    process::run(
-        host_side(workspace, "test")
-            .arg("--")
-            .args(filter)
-            .env("FORWARDERD", programs.join("forwarderd"))
-            .env("FORWARDERCTL", programs.join("forwarderctl")),
-    )
+    steps.run("building the programs and their tests", || {
+        process::run(host_side(workspace, "build").arg("--all-targets"))
+    })?;
+    steps.run("tests", || {
+        let programs = workspace.target.join("debug");
+        process::run(
+            host_side(workspace, "test")
+                .args(["--no-fail-fast", "--"])
+                .args(filter)
+                .env("FORWARDERD", programs.join("forwarderd"))
+                .env("FORWARDERCTL", programs.join("forwarderctl")),
+        )
+    })?;
+    steps.summary();
+    Ok(())
+}
+
+/// The steps of a run, and how long each has taken.
+struct Steps {
+    begun: Instant,
+    taken: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { begun: Instant::now(), taken: Vec::new() }
+    }
+
+    fn run<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        process::announce(&format!("{name} (after {})", minutes(self.begun.elapsed())));
+        let done = work().with_context(|| format!("{name} failed after {}", minutes(begun.elapsed())))?;
+        self.taken.push((name, begun.elapsed()));
+        Ok(done)
+    }
+
+    fn summary(&self) {
+        println!();
+        process::announce(&format!("all passed, in {}", minutes(self.begun.elapsed())));
+        for (name, taken) in &self.taken {
+            println!("    {:>7}  {name}", minutes(*taken));
+        }
+    }
+}
+
+/// `0.3 s` or `2m 05s`.
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 60.. => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        _ => format!("{:.1} s", time.as_secs_f32()),
+    }
 }
 
 fn host_side(workspace: &Workspace, subcommand: &str) -> Command {

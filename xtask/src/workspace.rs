@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// The folders of this checkout, and the cargo that runs us.
 pub struct Workspace {
@@ -46,4 +46,10 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 /// Whether we may do what root may.
 pub fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()
+}
+
+/// Fails with what to type unless we may do what root may; `why` is a clause without its full stop.
+pub fn ensure_root(why: &str, command: &str) -> Result<()> {
+    ensure!(is_root(), "{why}, which needs root; type: sudo -E env \"PATH=$PATH\" cargo xtask {command}");
+    Ok(())
 }

@@ -88,6 +88,15 @@ impl Kernel {
         self.router
     }
 
+    /// Instructions that the verifier went through, paths walked twice counted twice (Linux 5.16).
+    pub fn verified_instructions(&mut self, hook: Hook) -> u32 {
+        let info = match hook {
+            Hook::Xdp => program::<Xdp>(&mut self.ebpf, hook).info(),
+            Hook::TcIngress | Hook::TcEgress => program::<SchedClassifier>(&mut self.ebpf, hook).info(),
+        };
+        info.unwrap().verified_instruction_count().unwrap()
+    }
+
     /// Ends all flows and zeroes all counters.
     pub fn clear(&mut self) {
         for map in [&mut self.flows, &mut self.half_open] {

@@ -158,6 +158,33 @@ for_each_datapath! {
     }
 }
 
+/// Row 35: what another choice wants otherwise is changed over, under the same flow.
+#[test]
+fn a_restart_may_choose_another_data_path() {
+    let mut bed = Testbed::builder().datapath(Datapath::NativeXdp).start().unwrap();
+    add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+    for datapath in
+        [Datapath::Tc, Datapath::GenericXdp, Datapath::NativeXdp, Datapath::GenericXdp, Datapath::Tc]
+    {
+        udp_ask(&socket, W8080, "x").unwrap();
+        bed.daemon.terminate().unwrap();
+        udp_ask(&socket, W8080, "x").unwrap();
+        bed.daemon.options.datapath = Some(datapath);
+        bed.daemon.start().unwrap();
+        for name in ["wan", "lan"] {
+            wait_until("it is changed over", Duration::from_secs(1), || {
+                xdp_program(&bed.router, name).is_some() == (datapath != Datapath::Tc)
+            })
+            .unwrap();
+            assert_eq!(interface(&bed, name)["xdp"], datapath.shown());
+            assert_eq!(tcx_programs(&bed.router, name, Tcx::Ingress).len(), 1);
+        }
+        assert_eq!(flows(&bed).len(), 1);
+    }
+}
+
 for_each_datapath! {
     /// Row 36.
     fn detaching_takes_everything_off(bed = Testbed::builder()) {
@@ -308,8 +335,8 @@ fn a_second_controller_is_refused() {
     let first = bed.ctl_json(&["status"]).unwrap()["pid"].to_string();
     assert!(said.contains(&first), "it names the first, {first}: {said}");
 
-    // Only one of the three places is the same.
-    for place in 0..3 {
+    // Only one of the three places is the same; in the end none, but still the interfaces.
+    for place in 0..4 {
         let mut options = bed.daemon.options.clone();
         let move_away = |number: usize, path: &mut PathBuf, to: &str| {
             if number != place {
@@ -350,6 +377,15 @@ fn without_bpffs_it_says_how_to_mount_one() {
     bed.router.output("umount", &["/sys/fs/bpf"]).unwrap();
     let said = refusal(&bed, bed.daemon.command().unwrap());
     assert!(said.contains("mount"), "{said}");
+}
+
+/// veth takes no XDP for frames of 9000 bytes.
+#[test]
+fn where_native_xdp_cannot_be_had_it_says_what_can() {
+    let bed = Testbed::builder().mtu(9000).datapath(Datapath::NativeXdp).build().unwrap();
+    let said = refusal(&bed, bed.daemon.command().unwrap());
+    assert!(["wan", "native XDP", "xdp-generic"].iter().all(|word| said.contains(word)), "{said}");
+    assert_detached(&bed);
 }
 
 /// Row 38: an interface may come later; until then it is said that it is not there.

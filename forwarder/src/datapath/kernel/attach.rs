@@ -20,7 +20,10 @@ use aya::{
     sys::SyscallError,
 };
 
-use super::load::{TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program};
+use super::{
+    load::{TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
+    owner,
+};
 use crate::{datapath::Mode, network::Interface};
 
 /// Of the filters on clsact (kernels before 6.6): early, and always the same place, so that the
@@ -77,23 +80,28 @@ enum NoXdp {
 /// The directory of pinned links.
 pub struct Links {
     dir: PathBuf,
+    /// Those that this process made, not found.
+    new: Vec<PathBuf>,
 }
 
 impl Links {
     pub fn new(pin_dir: &Path) -> Result<Self> {
         let dir = links_dir(pin_dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self { dir })
+        Ok(Self { dir, new: Vec::new() })
     }
 
     /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
     pub fn attach(
-        &self,
+        &mut self,
         ebpf: &mut Ebpf,
         interface: &Interface,
         external: bool,
         mode: Mode,
     ) -> Result<Attached> {
+        if !self.path(interface.index, "tc-ingress").exists() {
+            owner::check_interface(&interface.name)?;
+        }
         // TC first: it is complete by itself, XDP only speeds it up.
         let tc = self.attach_tc(ebpf, interface, TC_INGRESS, TcAttachType::Ingress)?;
         if external {
@@ -123,6 +131,13 @@ impl Links {
         }
     }
 
+    /// Takes off what this process has attached anew: for a start that fails.
+    pub fn remove_new(&mut self) {
+        for path in self.new.drain(..) {
+            remove(&path);
+        }
+    }
+
     /// Forgets the links of all interfaces but these.
     pub fn retain(&self, indices: &BTreeSet<u32>) {
         for name in pins(&self.dir) {
@@ -146,7 +161,7 @@ impl Links {
         }
     }
 
-    fn attach_xdp(&self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
+    fn attach_xdp(&mut self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
         let other = |error: anyhow::Error| NoXdp::Refused(io::Error::other(error));
         let xdp: &mut Xdp = program(ebpf, XDP).map_err(other)?;
         let path = self.path(interface.index, kind.pin_suffix());
@@ -172,11 +187,12 @@ impl Links {
             })?;
         let link: FdLink = link.try_into().map_err(|error| other(anyhow::Error::new(error)))?;
         link.pin(&path).map_err(|error| other(anyhow::Error::new(error)))?;
+        self.new.push(path);
         Ok(())
     }
 
     fn attach_tc(
-        &self,
+        &mut self,
         ebpf: &mut Ebpf,
         interface: &Interface,
         name: &str,
@@ -186,8 +202,11 @@ impl Links {
         if kernel_is_at_least(6, 6) {
             let path = self
                 .path(interface.index, if hook == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" });
-            attach_tcx(classifier, interface, hook, &path)
+            let made = attach_tcx(classifier, interface, hook, &path)
                 .with_context(|| format!("cannot attach to TC of {}", interface.name))?;
+            if made {
+                self.new.push(path);
+            }
             return Ok("TCX");
         }
         attach_clsact(classifier, interface, hook)
@@ -221,27 +240,25 @@ fn choose(interface: &Interface, mode: Mode) -> (Option<XdpKind>, String) {
     }
 }
 
+/// Returns whether the link is new.
 fn attach_tcx(
     classifier: &mut SchedClassifier,
     interface: &Interface,
     hook: TcAttachType,
     path: &Path,
-) -> Result<()> {
+) -> Result<bool> {
     if let Ok(pinned) = PinnedLink::from_pin(path) {
         let adopted = FdLink::from(pinned).try_into()?;
         match classifier.attach_to_link(adopted).and_then(|id| classifier.take_link(id)) {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(false),
             Err(_) => remove(path),
         }
     }
-    let id = classifier.attach_with_options(
-        &interface.name,
-        hook,
-        TcAttachOptions::TcxOrder(LinkOrder::default()),
-    )?;
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = classifier.attach_with_options(&interface.name, hook, order)?;
     let link: FdLink = classifier.take_link(id)?.try_into()?;
     link.pin(path)?;
-    Ok(())
+    Ok(true)
 }
 
 /// Before 6.6 there is no TCX: a filter on the clsact qdisc, which stays without a pin.

@@ -47,7 +47,6 @@ pub fn kernel_is_at_least(major: u8, minor: u8) -> bool {
 
 /// Loads maps and programs. Maps that are pinned already are used as they are, contents included.
 pub fn load(options: &Options) -> Result<Ebpf> {
-    check_bpffs(&options.pin_dir)?;
     let maps = maps_dir(&options.pin_dir);
     fs::create_dir_all(&maps).with_context(|| format!("cannot create {}", maps.display()))?;
     check_layout(&maps)?;
@@ -109,8 +108,8 @@ fn permission(error: &EbpfError) -> bool {
     io_error.kind() == io::ErrorKind::PermissionDenied
 }
 
-/// The nearest directory that exists has to be in a BPF file system.
-fn check_bpffs(pin_dir: &Path) -> Result<()> {
+/// Pins need a BPF file system: the nearest directory that exists has to be in one.
+pub fn check_bpffs(pin_dir: &Path) -> Result<()> {
     let existing = pin_dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let is_bpffs = statfs(existing).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
     if !is_bpffs {
@@ -141,7 +140,8 @@ fn check_layout(maps: &Path) -> Result<()> {
     )
 }
 
-fn read_settings(path: &Path) -> Result<Settings> {
+/// The settings in a pinned map.
+pub fn read_settings(path: &Path) -> Result<Settings> {
     let map = MapData::from_pin(path)?;
     if map.info()?.value_size() as usize != size_of::<Settings>() {
         bail!("the settings have another size");

@@ -4,10 +4,12 @@ mod attach;
 mod clock;
 mod flows;
 mod load;
+mod owner;
 mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     net::IpAddr,
 };
 
@@ -22,6 +24,7 @@ use forwarder_common::{
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
 };
+use nix::fcntl::Flock;
 
 pub use attach::detach;
 use attach::{Attached, Links, XdpKind};
@@ -48,6 +51,8 @@ pub struct KernelDatapath {
     flows: FlowTables,
     /// The eBPF side's lines, rare ones, on their way into this side's log.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
+    /// Held as long as this controller owns the maps.
+    _lock: Flock<File>,
     /// What `INTERFACES` holds.
     described: BTreeMap<u32, layout::Interface>,
 }
@@ -76,6 +81,8 @@ impl KernelDatapath {
     ///
     /// Programs of an earlier controller are replaced in one step, its flows and counters kept.
     pub fn open(options: Options, network: &Network) -> Result<Self> {
+        load::check_bpffs(&options.pin_dir)?;
+        let lock = owner::lock(&options.pin_dir)?;
         let mut ebpf = load::load(&options)?;
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::warn!("the eBPF side's log cannot be followed: {error}"))
@@ -100,10 +107,16 @@ impl KernelDatapath {
             described: BTreeMap::new(),
             log,
             ebpf,
+            _lock: lock,
         };
         datapath.adopt(options.store_id)?;
-        datapath.attach_all(network, true)?;
-        Ok(datapath)
+        match datapath.attach_all(network, true) {
+            Ok(()) => Ok(datapath),
+            Err(error) => {
+                datapath.links.remove_new();
+                Err(error)
+            }
+        }
     }
 
     /// Of another store, flows mean nothing: their rules' slots are others.
@@ -114,7 +127,8 @@ impl KernelDatapath {
             self.flows.clear()?;
             self.rules.reconcile(&[])?;
         }
-        let settings = Settings { store_id, layout: LAYOUT_VERSION, ..settings };
+        let settings =
+            Settings { store_id, layout: LAYOUT_VERSION, controller: std::process::id(), ..settings };
         self.settings.set(0, settings, 0).context("cannot write the settings")?;
         for described in self.interfaces.iter() {
             let (index, interface) = described?;

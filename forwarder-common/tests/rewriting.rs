@@ -1,0 +1,321 @@
+//! What a translated packet's bytes are. The oracle is etherparse: it parses, and it computes every
+//! checksum in full, where the core only adjusts them.
+
+mod common;
+
+use common::*;
+use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
+use forwarder_common::{
+    flow::Side,
+    layout::Hook,
+    model::scenario::{CLIENT, CLIENT_MAC, FrameSpec, SERVER, SERVER_MAC, W, tcp_flags::*},
+    pipeline::Outcome,
+    wire::{tcp, udp},
+};
+use proptest::prelude::*;
+
+type Endpoint = ([u8; 4], u16);
+
+const IP: usize = 14;
+
+fn l4(frame: &[u8]) -> usize {
+    IP + usize::from(frame[IP] & 0x0f) * 4
+}
+
+fn is_tcp(frame: &[u8]) -> bool {
+    frame[IP + 9] == tcp::NUMBER
+}
+
+fn l4_checksum_at(frame: &[u8]) -> usize {
+    l4(frame) + if is_tcp(frame) { 16 } else { 6 }
+}
+
+fn l4_checksum(frame: &[u8]) -> u16 {
+    let at = l4_checksum_at(frame);
+    u16::from_be_bytes([frame[at], frame[at + 1]])
+}
+
+fn set(frame: &mut [u8], at: usize, bytes: &[u8]) {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// The right checksums of IP and of L4 (UDP's 0 as 0xffff).
+fn full_checksums(frame: &[u8]) -> (u16, u16) {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(NetSlice::Ipv4(ip)) = packet.net else { panic!("not IPv4: {packet:?}") };
+    let header = ip.header().to_header();
+    let l4 = match packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => tcp.calc_checksum_ipv4(header.source, header.destination),
+        Some(TransportSlice::Udp(udp)) => {
+            udp.to_header().calc_checksum_ipv4_raw(header.source, header.destination, udp.payload())
+        }
+        other => panic!("neither TCP nor UDP: {other:?}"),
+    };
+    (header.calc_header_checksum(), l4.unwrap())
+}
+
+/// Fills in both checksums.
+fn seal(frame: &mut [u8]) {
+    let (ip, l4) = full_checksums(frame);
+    set(frame, IP + 10, &ip.to_be_bytes());
+    set(frame, l4_checksum_at(frame), &l4.to_be_bytes());
+}
+
+/// The ones' complement sum that is 0xffff where the L4 checksum is right, as a remainder: there 0.
+fn l4_error(frame: &[u8]) -> u16 {
+    let end = IP + usize::from(u16::from_be_bytes([frame[IP + 2], frame[IP + 3]]));
+    let segment = &frame[l4(frame)..end];
+    let sum = Sum16BitWords::new()
+        .add_slice(&frame[IP + 12..IP + 20])
+        .add_2bytes([0, frame[IP + 9]])
+        .add_2bytes((segment.len() as u16).to_be_bytes())
+        .add_slice(segment);
+    sum.ones_complement().to_be() % 0xffff
+}
+
+/// `frame` as it has to be after its translation.
+fn translated(frame: &[u8], src: Endpoint, dst: Endpoint, macs: Option<([u8; 6], [u8; 6])>) -> Vec<u8> {
+    let mut expected = frame.to_vec();
+    if let Some((dst, src)) = macs {
+        set(&mut expected, 0, &[dst, src].concat());
+    }
+    expected[IP + 8] -= 1;
+    set(&mut expected, IP + 12, &[src.0, dst.0].concat());
+    set(&mut expected, l4(frame), &[src.1.to_be_bytes(), dst.1.to_be_bytes()].concat());
+    seal(&mut expected);
+    if !is_tcp(frame) && l4_checksum(frame) == 0 {
+        set(&mut expected, l4_checksum_at(frame), &[0, 0]);
+    }
+    expected
+}
+
+/// A packet of a flow of the rule for ports 10000 to 10100, to 20000 to 20100 of the server.
+#[derive(Clone, Debug)]
+struct Case {
+    hook: Hook,
+    side: Side,
+    /// Inwards: whether it is the flow's first packet.
+    opens: bool,
+    client: Endpoint,
+    port: u16,
+    frame: Vec<u8>,
+}
+
+impl Case {
+    fn ends(&self) -> (Endpoint, Endpoint, Endpoint) {
+        (self.client, (W, 10_000 + self.port), (SERVER, 20_000 + self.port))
+    }
+
+    fn spec(&self, protocol: u8) -> FrameSpec {
+        let rig = Rig::new();
+        let (client, outside, inside) = self.ends();
+        match self.side {
+            Side::External => FrameSpec::inward(&rig.router, protocol, client, outside.1),
+            Side::Internal => FrameSpec::outward(&rig.router, protocol, inside, client),
+        }
+    }
+
+    /// What it is, and what it should be, after its translation.
+    fn translations(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut rig = Rig::new();
+        let (client, outside, inside) = self.ends();
+        if self.side == Side::Internal || !self.opens {
+            let first = FrameSpec::inward(&rig.router, self.frame[IP + 9], client, outside.1);
+            rig.take(self.hook, Side::External, &first.bytes());
+        }
+        let (wan, lan) = (rig.router.wan, rig.router.lan);
+        let taken = rig.take(self.hook, self.side, &self.frame);
+        match self.side {
+            Side::External => {
+                let macs = match taken.outcome {
+                    // In TC the first packet makes the kernel see to the neighbour.
+                    Outcome::RedirectNeighbour { ifindex, next_hop } if self.hook == Hook::TcIngress => {
+                        assert_eq!((ifindex, next_hop.bytes(), self.opens), (lan.0, SERVER, true));
+                        None
+                    }
+                    Outcome::Redirect { ifindex } if ifindex == lan.0 => Some((SERVER_MAC, lan.1)),
+                    other => panic!("{other:?}: {:?}", taken.reason),
+                };
+                (taken.bytes, translated(&self.frame, client, inside, macs))
+            }
+            Side::Internal => {
+                assert_eq!(taken.outcome, Outcome::Redirect { ifindex: wan.0 });
+                (taken.bytes, translated(&self.frame, outside, client, Some((CLIENT_MAC, wan.1))))
+            }
+        }
+    }
+}
+
+fn clients() -> impl Strategy<Value = Endpoint> {
+    let outside = |address: &[u8; 4]| !matches!(address[0], 0 | 10 | 127 | 224..) && *address != W;
+    (any::<[u8; 4]>().prop_filter("not a client's", outside), any::<u16>())
+}
+
+fn words(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    (0..=most).prop_flat_map(|words| prop::collection::vec(any::<u8>(), words * 4))
+}
+
+fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..=most)
+}
+
+/// Frames with every field that may differ from packet to packet at random, and right checksums.
+fn cases(protocols: &'static [u8]) -> impl Strategy<Value = Case> {
+    let ip = (2u8.., any::<u8>(), any::<u16>(), any::<bool>(), words(10));
+    // Flags, and what stands before them: the reserved bits.
+    let tcp = (any::<u32>(), any::<u32>(), any::<[u8; 2]>(), any::<[u8; 6]>(), words(10));
+    let way = (
+        prop::sample::select(&INGRESS[..]),
+        prop::sample::select(&[Side::External, Side::Internal][..]),
+        any::<bool>(),
+        clients(),
+        0u16..=100,
+        prop::sample::select(protocols),
+    );
+    (way, ip, tcp, bytes(64), bytes(20), any::<bool>()).prop_map(
+        |(way, (ttl, tos, id, dont_fragment, options), tcp, payload, padding, with_checksum)| {
+            let (hook, side, opens, client, port, protocol) = way;
+            let case = Case { hook, side, opens, client, port, frame: Vec::new() };
+            let (seq, ack, [reserved, flags], rest, tcp_options) = tcp;
+            let is_tcp = protocol == tcp::NUMBER;
+            let payload = if is_tcp { [&tcp_options[..], &payload].concat() } else { payload };
+            let option_words = options.len() / 4;
+            let opening = side == Side::External && opens;
+            let flags = if opening { flags & !(ACK | RST) | SYN } else { flags };
+            let spec = case.spec(protocol);
+            let spec = FrameSpec { ttl, tos, id, dont_fragment, option_words, seq, ack, flags, ..spec };
+            let mut frame = FrameSpec { payload, padding, ..spec }.bytes();
+            set(&mut frame, IP + 20, &options);
+            let l4 = l4(&frame);
+            if is_tcp {
+                frame[l4 + 12] = ((5 + tcp_options.len() / 4) as u8) << 4 | reserved & 0x0f;
+                // Window and urgent pointer; the checksum between them is filled in below.
+                set(&mut frame, l4 + 14, &rest);
+            }
+            seal(&mut frame);
+            if !is_tcp && !with_checksum {
+                set(&mut frame, l4 + 6, &[0, 0]);
+            }
+            Case { frame, ..case }
+        },
+    )
+}
+
+proptest! {
+    /// Rows 1, 2, 3, 4: nothing but tuple, TTL, MACs and checksums changes, and both checksums are
+    /// what a full computation gives.
+    #[test]
+    fn a_translated_packet_differs_in_tuple_ttl_and_checksums_only(case in cases(&[tcp::NUMBER, udp::NUMBER])) {
+        let (got, expected) = case.translations();
+        prop_assert_eq!(got, expected);
+    }
+
+    /// Row 10.
+    #[test]
+    fn a_wrong_l4_checksum_stays_wrong_by_the_same_difference(
+        mut case in cases(&[tcp::NUMBER, udp::NUMBER]),
+        wrong in 1u16..,
+    ) {
+        let at = l4_checksum_at(&case.frame);
+        set(&mut case.frame, at, &wrong.to_be_bytes());
+        prop_assume!(l4_error(&case.frame) != 0);
+        let (got, mut expected) = case.translations();
+        prop_assert_eq!(l4_error(&got), l4_error(&case.frame));
+        expected[at..at + 2].copy_from_slice(&got[at..at + 2]);
+        prop_assert_eq!(got, expected);
+    }
+
+    /// Row 2: the payload's first word is chosen so that the sum comes out as 0.
+    #[test]
+    fn a_udp_checksum_that_is_computed_as_0_goes_out_as_0xffff(mut case in cases(&[udp::NUMBER])) {
+        let frame = &mut case.frame;
+        let l4 = l4(frame);
+        prop_assume!(usize::from(u16::from_be_bytes([frame[l4 + 4], frame[l4 + 5]])) >= 10);
+        set(frame, l4 + 8, &[0, 0]);
+        seal(frame);
+        let (_, sealed) = case.translations();
+        set(&mut case.frame, l4 + 8, &l4_checksum(&sealed).to_be_bytes());
+        seal(&mut case.frame);
+        let (got, expected) = case.translations();
+        prop_assert_eq!(l4_checksum(&got), 0xffff);
+        prop_assert_eq!(got, expected);
+    }
+
+    /// Row 2: the same on the way in.
+    #[test]
+    fn a_udp_checksum_that_came_as_0xffff_is_adjusted_rightly(mut case in cases(&[udp::NUMBER])) {
+        let frame = &mut case.frame;
+        let l4 = l4(frame);
+        prop_assume!(usize::from(u16::from_be_bytes([frame[l4 + 4], frame[l4 + 5]])) >= 10);
+        set(frame, l4 + 8, &[0, 0]);
+        let sum = full_checksums(frame).1;
+        set(frame, l4 + 8, &sum.to_be_bytes());
+        seal(frame);
+        prop_assert_eq!(l4_checksum(frame), 0xffff);
+        let (got, expected) = case.translations();
+        prop_assert_eq!(got, expected);
+    }
+
+    /// Row 4: a UDP datagram may end before its IP packet does; its checksum covers no more.
+    #[test]
+    fn what_lies_behind_the_udp_length_is_not_summed(mut case in cases(&[udp::NUMBER]), length in 8u16..) {
+        let frame = &mut case.frame;
+        let l4 = l4(frame);
+        let l4_len = u16::from_be_bytes([frame[l4 + 4], frame[l4 + 5]]);
+        set(frame, l4 + 4, &(8 + length % (l4_len - 7)).to_be_bytes());
+        seal(frame);
+        let (got, expected) = case.translations();
+        prop_assert_eq!(got, expected);
+    }
+
+    /// Rows 1, 3.
+    #[test]
+    fn a_reply_has_as_its_source_what_the_client_dialled(case in cases(&[tcp::NUMBER, udp::NUMBER])) {
+        let mut rig = Rig::new();
+        let (client, outside, _) = case.ends();
+        let protocol = case.frame[IP + 9];
+        let request = FrameSpec::inward(&rig.router, protocol, client, outside.1);
+        let inside = rig.take(case.hook, Side::External, &request.bytes()).bytes;
+        // The server answers to whatever it sees.
+        let endpoint = |frame: &[u8], address: usize, port: usize| {
+            let port = u16::from_be_bytes([frame[port], frame[port + 1]]);
+            ([frame[address], frame[address + 1], frame[address + 2], frame[address + 3]], port)
+        };
+        let (seen, own) = (endpoint(&inside, 26, 34), endpoint(&inside, 30, 36));
+        let answer = FrameSpec { flags: SYN | ACK, ..FrameSpec::outward(&rig.router, protocol, own, seen) };
+        let reply = rig.take(case.hook, Side::Internal, &answer.bytes()).bytes;
+        prop_assert_eq!((endpoint(&reply, 26, 34), endpoint(&reply, 30, 36)), (outside, client));
+    }
+}
+
+/// Row 3: each length that an IP header can have.
+#[test]
+fn packets_with_any_number_of_options_are_translated_at_the_right_offset() {
+    for (hook, protocol) in INGRESS.into_iter().flat_map(|hook| [(hook, tcp::NUMBER), (hook, udp::NUMBER)]) {
+        for option_words in 0..=10 {
+            let client = (CLIENT, CLIENT_PORT);
+            let case = Case { hook, side: Side::External, opens: true, client, port: 0, frame: Vec::new() };
+            let spec = FrameSpec { option_words, payload: vec![7; 11], ..case.spec(protocol) };
+            let (got, expected) = Case { frame: spec.bytes(), ..case }.translations();
+            assert_eq!(got, expected);
+        }
+    }
+}
+
+/// Row 1; design, law 3: the stack has counted the hop and written the MACs when a reply gets to
+/// TC egress.
+#[test]
+fn a_reply_that_comes_through_the_stack_is_translated_at_egress_with_its_ttl_as_it_is() {
+    for protocol in [tcp::NUMBER, udp::NUMBER] {
+        let mut rig = Rig::new();
+        rig.establish(Hook::TcIngress, protocol);
+        let spec = FrameSpec { payload: vec![1, 2, 3], ..rig.server(protocol) };
+        let frame = FrameSpec { macs: (CLIENT_MAC, rig.router.wan.1), flags: ACK, ..spec }.bytes();
+        let taken = rig.take(Hook::TcEgress, Side::External, &frame);
+        assert_eq!(taken.outcome, Outcome::Continue);
+        let mut expected = translated(&frame, (W, W_PORT), (CLIENT, CLIENT_PORT), None);
+        expected[IP + 8] = frame[IP + 8];
+        seal(&mut expected);
+        assert_eq!(taken.bytes, expected);
+    }
+}
