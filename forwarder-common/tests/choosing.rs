@@ -7,8 +7,7 @@ use forwarder_common::{
     flow::Side,
     layout::Hook,
     model::scenario::{
-        BOTH, CLIENT, FrameSpec, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SILENT_SERVER, W,
-        tcp_flags::*,
+        BOTH, CLIENT, FrameSpec, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SILENT_SERVER, W, tcp_flags::*,
     },
     pipeline::Outcome,
     reason::Reason,

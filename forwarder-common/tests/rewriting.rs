@@ -8,7 +8,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords
 use forwarder_common::{
     flow::Side,
     layout::Hook,
-    model::scenario::{CLIENT, CLIENT_MAC, FrameSpec, SERVER, SERVER_MAC, W, tcp_flags::*},
+    model::scenario::{CLIENT, CLIENT_MAC, FrameSpec, Router, SERVER, SERVER_MAC, W, tcp_flags::*},
     pipeline::Outcome,
     wire::{tcp, udp},
 };
@@ -107,11 +107,11 @@ impl Case {
     }
 
     fn spec(&self, protocol: u8) -> FrameSpec {
-        let rig = Rig::new();
+        let router = Router::default();
         let (client, outside, inside) = self.ends();
         match self.side {
-            Side::External => FrameSpec::inward(&rig.router, protocol, client, outside.1),
-            Side::Internal => FrameSpec::outward(&rig.router, protocol, inside, client),
+            Side::External => FrameSpec::inward(&router, protocol, client, outside.1),
+            Side::Internal => FrameSpec::outward(&router, protocol, inside, client),
         }
     }
 

@@ -95,7 +95,7 @@ impl Daemon {
 
     /// Starts `forwarderd` and waits until `forwarderctl status` says that it is ready.
     pub fn start(&mut self) -> Result<()> {
-        const LIMIT: Duration = Duration::from_secs(30);
+        const LIMIT: Duration = Duration::from_secs(60);
         ensure!(self.process.is_none(), "the daemon runs already");
         let process = self.process.insert(self.host.start(self.command()?)?);
         let deadline = Instant::now() + LIMIT;

@@ -1,11 +1,12 @@
 //! The scenario's router, and what has to hold for whatever it is given.
 
 use forwarder_common::{
-    flow::Side,
+    address::{Ipv4, Port},
+    flow::{FlowKey, Side, Tuple},
     layout::Hook,
     model::{
         Counts, Frame, Machine, Tables, process,
-        scenario::{CLIENT, FrameSpec, OTHER_SERVER, Router, SERVER, tcp_flags::*},
+        scenario::{CLIENT, FrameSpec, OTHER_SERVER, Router, SERVER, W, tcp_flags::*},
     },
     pipeline::Outcome,
     reason::{Reason, Verdict},
@@ -112,7 +113,6 @@ impl Rig {
 
     /// Makes the client's session with W:8080 an established flow.
     pub fn establish(&mut self, hook: Hook, protocol: u8) {
-        let (established, half_open) = (self.flows.established.len(), self.flows.half_open.len());
         let syn = FrameSpec { seq: 1000, ..self.client(protocol) };
         let answer = FrameSpec { flags: SYN | ACK, seq: SERVER_SEQ, ack: 1001, ..self.server(protocol) };
         let proof = FrameSpec { flags: ACK, seq: 1001, ack: SERVER_SEQ + 1, ..syn.clone() };
@@ -120,8 +120,10 @@ impl Rig {
             let taken = self.take(hook, side, &frame.bytes());
             assert_eq!(taken.reason.map(Reason::verdict), Some(Verdict::Forward), "{taken:?}");
         }
-        assert_eq!(self.flows.established.len(), established + 2);
-        assert_eq!(self.flows.half_open.len(), half_open);
+        let (client, w) = (Ipv4::new(CLIENT), Ipv4::new(W));
+        let (src_port, dst_port) = (Port::new(CLIENT_PORT), Port::new(W_PORT));
+        let tuple = Tuple { src: client, dst: w, src_port, dst_port };
+        assert!(self.flows.established.contains_key(&FlowKey::new(tuple, protocol, Side::External)));
     }
 }
 

@@ -77,6 +77,11 @@ impl FlowTables {
         })
     }
 
+    /// Entries that the established and the half-open table have room for; a session takes two.
+    pub fn capacity(&self) -> [u64; 2] {
+        self.capacity
+    }
+
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
         self.timeouts = timeouts;
     }

@@ -34,7 +34,7 @@ use rules::RuleTables;
 
 use super::{
     Count, Datapath, FlowRecord, InterfaceStatus, KernelRule, Mode, Options, ReasonCount, RuleCounters,
-    TableFill, Timeouts,
+    TableFill, TableSizes, Timeouts,
 };
 use crate::network::{Interface, Network};
 
@@ -110,12 +110,24 @@ impl KernelDatapath {
             _lock: lock,
         };
         datapath.adopt(options.store_id)?;
+        datapath.compare_sizes(options.tables);
         match datapath.attach_all(network, true) {
             Ok(()) => Ok(datapath),
             Err(error) => {
                 datapath.links.remove_new();
                 Err(error)
             }
+        }
+    }
+
+    /// Maps that are adopted have the size that they were made with.
+    fn compare_sizes(&self, wanted: TableSizes) {
+        let TableSizes { rules, flows, half_open } = wanted;
+        let entries = |sessions: u32| u64::from(sessions) * 2;
+        if self.rules.capacity() != rules || self.flows.capacity() != [entries(flows), entries(half_open)] {
+            log::warn!(
+                "the pinned maps keep their sizes; `forwarderd detach` before a start gives them those configured, and ends all flows"
+            );
         }
     }
 
