@@ -20,8 +20,6 @@ pub enum Datapath {
 }
 
 impl Datapath {
-    pub const ALL: [Self; 3] = [Self::Tc, Self::GenericXdp, Self::NativeXdp];
-
     /// What `--datapath` calls it.
     pub fn argument(self) -> &'static str {
         match self {
@@ -187,6 +185,7 @@ impl Daemon {
         ctl_command(&self.host, &self.options).args(arguments).output().context("cannot run forwarderctl")
     }
 
+    /// What `forwarderctl stats` counts.
     pub fn stats(&self) -> Result<Stats> {
         Ok(Stats::new(self.ctl_json(&["stats"])?))
     }

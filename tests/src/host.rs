@@ -233,15 +233,12 @@ impl Process {
         Ok(Self { child, output, collectors: collectors.into_iter().flatten().collect() })
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// All that it has written to stdout and stderr so far.
     pub fn written(&self) -> String {
         lock(&self.output).clone()
     }
 
+    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let id = i32::try_from(self.child.id())?;
         kill(Pid::from_raw(id), signal).with_context(|| format!("cannot send {signal} to {id}"))

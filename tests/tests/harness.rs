@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,8 +12,8 @@ use std::time::Duration;
 use std::{env, fs};
 
 use testbed::{
-    DEADLINE, Frame, Host, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect, connect_from, download,
-    udp_ask, udp_socket, wait_until,
+    DEADLINE, End, Frame, Host, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect, connect_from,
+    download, udp_ask, udp_socket, veth, wait_until,
 };
 
 /// A bed whose client knows the way to the inside, so that plain routing joins them.
@@ -130,6 +131,27 @@ fn beds_side_by_side_do_not_meet() {
         assert_eq!(line.trim(), name);
     }
     assert!(servers.iter().all(|server| server.peers().len() == 1));
+}
+
+#[test]
+fn links_are_as_they_were_ordered() {
+    let [a, b] = ["a", "b"].map(|name| Host::new(name).unwrap());
+    let end =
+        |host, address| End::new(host, "eth0").address(address).mtu(1400).gro(false).checksum_offload(false);
+    veth(&end(&a, "10.1.1.1/24"), &end(&b, "10.1.1.2/24")).unwrap();
+    let server = udp_socket(&b, "10.1.1.2:7").unwrap();
+    let asked = a.spawn(|| {
+        let socket = UdpSocket::bind("10.1.1.1:8").unwrap();
+        socket.send_to(&[0; 1372], "10.1.1.2:7").unwrap();
+        socket
+    });
+    let mut buffer = [0; 2000];
+    assert_eq!(server.recv_from(&mut buffer).unwrap(), (1372, "10.1.1.1:8".parse().unwrap()));
+    drop(asked.join().unwrap());
+    for (host, other) in [(&a, &b), (&b, &a)] {
+        assert_eq!(host.read("/sys/class/net/eth0/mtu").unwrap(), "1400\n");
+        assert_ne!(host.mac("eth0").unwrap(), other.mac("eth0").unwrap());
+    }
 }
 
 /// The identity of a host's network.

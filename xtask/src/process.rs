@@ -32,9 +32,21 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = if io::stderr().is_terminal() && has_progress_bar(command) {
         command.status().with_context(|| format!("cannot run `{shown}`"))?
     } else {
-        run_watched(command, &shown)?
+        run_watched(command, &shown, None)?
     };
     if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs a program to its end; shows its output only where it fails, and fails then.
+pub fn run_quietly(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let mut hidden = Vec::new();
+    let status = run_watched(command, &shown, Some(&mut hidden))?;
+    if !status.success() {
+        io::stdout().write_all(&hidden).context("cannot write to stdout")?;
         bail!("`{shown}` failed ({status})");
     }
     Ok(())
@@ -64,7 +76,8 @@ fn has_progress_bar(command: &Command) -> bool {
     std::path::Path::new(command.get_program()).file_stem() == Some(OsStr::new("cargo"))
 }
 
-fn run_watched(command: &mut Command, shown: &str) -> Result<ExitStatus> {
+/// Prints the output as it comes, or else keeps it in `hidden`.
+fn run_watched(command: &mut Command, shown: &str, hidden: Option<&mut Vec<u8>>) -> Result<ExitStatus> {
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
     let errors = writer.try_clone().context("cannot copy a pipe")?;
     let child = command
@@ -75,7 +88,7 @@ fn run_watched(command: &mut Command, shown: &str) -> Result<ExitStatus> {
         .with_context(|| format!("cannot run `{shown}`"));
     // The command holds our copies of the writing end; the reader ends once they are closed.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    relay(child?, read_lines(reader), shown)
+    relay(child?, read_lines(reader), shown, hidden)
 }
 
 fn read_lines(reader: PipeReader) -> Receiver<Vec<u8>> {
@@ -94,7 +107,12 @@ fn read_lines(reader: PipeReader) -> Receiver<Vec<u8>> {
 }
 
 /// Prints the lines as they come and, when none comes for a while, that the child is still at it.
-fn relay(mut child: Child, lines: Receiver<Vec<u8>>, shown: &str) -> Result<ExitStatus> {
+fn relay(
+    mut child: Child,
+    lines: Receiver<Vec<u8>>,
+    shown: &str,
+    mut hidden: Option<&mut Vec<u8>>,
+) -> Result<ExitStatus> {
     let started = Instant::now();
     let terminal = io::stdout().is_terminal();
     let patience = if terminal { SILENCE } else { SILENCE_IN_LOGS };
@@ -103,10 +121,13 @@ fn relay(mut child: Child, lines: Receiver<Vec<u8>>, shown: &str) -> Result<Exit
     let mut stdout = io::stdout();
     loop {
         match lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => {
-                last_line = Instant::now();
-                stdout.write_all(&line).context("cannot write to stdout")?;
-            }
+            Ok(line) => match &mut hidden {
+                Some(hidden) => hidden.extend(line),
+                None => {
+                    last_line = Instant::now();
+                    stdout.write_all(&line).context("cannot write to stdout")?;
+                }
+            },
             Err(RecvTimeoutError::Disconnected) => {
                 return child.wait().with_context(|| format!("cannot wait for `{shown}`"));
             }

@@ -56,8 +56,8 @@ impl Apt {
         self.update()?;
         process::announce(&format!("installing {what}: {list}"));
         // Nothing of the user's is to go: apt refuses where a package is in the way.
-        process::run(
-            apt_get().args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages),
+        process::run_quietly(
+            apt_get("install").args(["--yes", "--no-install-recommends", "--no-remove"]).args(packages),
         )
         .with_context(|| {
             format!(
@@ -74,15 +74,15 @@ impl Apt {
             return Ok(());
         }
         process::announce("fetching the package lists");
-        process::run(apt_get().arg("update"))
+        process::run_quietly(&mut apt_get("update"))
             .context("cannot fetch the package lists; check the network and /etc/apt")?;
         self.updated = true;
         Ok(())
     }
 }
 
-fn apt_get() -> Command {
+fn apt_get(subcommand: &str) -> Command {
     let mut command = Command::new("apt-get");
-    command.args(["-o", LOCK_TIMEOUT]).env("DEBIAN_FRONTEND", "noninteractive");
+    command.args([subcommand, "-o", LOCK_TIMEOUT]).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }

@@ -154,8 +154,8 @@ impl KernelDatapath {
     fn attach_all(&mut self, network: &Network, starting: bool) -> Result<()> {
         for port in &mut self.ports {
             let Some(interface) = network.interface(&port.name) else {
-                if starting || port.attached.is_some() {
-                    log::warn!("{}", absent(&port.name, network));
+                if port.attached.is_some() {
+                    log::warn!("{}: the interface is gone; waiting for it", port.name);
                 }
                 port.attached = None;
                 port.missing = "there is no such interface now; it is attached to when it comes".to_owned();
@@ -194,6 +194,29 @@ impl KernelDatapath {
 
     /// Writes what the packet path has to know of the interfaces, and starts a new generation of hops.
     fn describe(&mut self, network: &Network) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for port in &self.ports {
+            let Some((index, attached)) = &port.attached else { continue };
+            if let Some(interface) = network.interfaces.iter().find(|interface| interface.index == *index) {
+                wanted.insert(*index, describe(interface, port.side, attached, self.mode));
+            }
+        }
+        for (index, interface) in &wanted {
+            if self.described.get(index) != Some(interface) {
+                self.interfaces.insert(index, interface, 0).context("cannot describe an interface")?;
+            }
+        }
+        for index in self.described.keys().filter(|index| !wanted.contains_key(index)) {
+            self.interfaces.remove(index).context("cannot forget an interface")?;
+        }
+        self.described = wanted;
+        let settings = self.settings.get(&0, 0)?;
+        let settings = Settings { generation: settings.generation.wrapping_add(1), ..settings };
+        self.settings.set(0, settings, 0).context("cannot start a new generation of hops")
+    }
+}
+
+fn describe(&mut self, network: &Network) -> Result<()> {
         let mut wanted = BTreeMap::new();
         for port in &self.ports {
             let Some((index, attached)) = &port.attached else { continue };
