@@ -216,34 +216,6 @@ impl KernelDatapath {
     }
 }
 
-fn describe(&mut self, network: &Network) -> Result<()> {
-        let mut wanted = BTreeMap::new();
-        for port in &self.ports {
-            let Some((index, attached)) = &port.attached else { continue };
-            if let Some(interface) = network.interfaces.iter().find(|interface| interface.index == *index) {
-                wanted.insert(*index, describe(interface, port.side, attached, self.mode));
-            }
-        }
-        for (index, interface) in &wanted {
-            if self.described.get(index) != Some(interface) {
-                self.interfaces.insert(index, interface, 0).context("cannot describe an interface")?;
-            }
-        }
-        for index in self.described.keys().filter(|index| !wanted.contains_key(index)) {
-            self.interfaces.remove(index).context("cannot forget an interface")?;
-        }
-        self.described = wanted;
-        let settings = self.settings.get(&0, 0)?;
-        let settings = Settings { generation: settings.generation.wrapping_add(1), ..settings };
-        self.settings.set(0, settings, 0).context("cannot start a new generation of hops")
-    }
-}
-
-fn absent(name: &str, network: &Network) -> String {
-    let there: Vec<&str> = network.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-    format!("there is no interface {name} now; waiting for it (there are: {})", there.join(", "))
-}
-
 fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) -> layout::Interface {
     let hardware = interface.kind.is_none();
     // Generic XDP sees skbs, whose checksum may be unfinished on any interface.
