@@ -18,10 +18,10 @@ pub struct Segment {
 impl Segment {
     pub const NONE: Self = Self { flags: 0, seq: 0, ack: 0 };
 
-    /// Opens a connection.
+    /// Opens a connection. (One that would end it as well is nobody's honest segment.)
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        self.flags & (SYN | ACK | RST) == SYN
+        self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
     /// Answers a SYN.

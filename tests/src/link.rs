@@ -41,6 +41,7 @@ impl<'a> End<'a> {
         self
     }
 
+    /// Its largest IP packet.
     pub fn mtu(mut self, mtu: u32) -> Self {
         self.mtu = Some(mtu);
         self
@@ -52,6 +53,7 @@ impl<'a> End<'a> {
         self
     }
 
+    /// Generic receive offload; switching it on also gives a veth interface NAPI.
     pub fn gro(mut self, on: bool) -> Self {
         self.gro = on;
         self

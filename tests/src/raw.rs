@@ -33,6 +33,7 @@ impl RawSocket {
         self.send_bytes(&frame.bytes(self.mac, self.gateway))
     }
 
+    /// Sends these bytes as a frame, whatever they are.
     pub fn send_bytes(&self, frame: &[u8]) -> Result<()> {
         self.socket
             .send(frame)

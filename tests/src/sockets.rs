@@ -148,6 +148,7 @@ pub struct UdpServer {
 }
 
 impl UdpServer {
+    /// `name` tells servers apart.
     pub fn echo(host: &Host, address: &str, name: &str) -> Result<Self> {
         let socket = udp_socket(host, address)?;
         socket.set_read_timeout(Some(TICK))?;

@@ -9,6 +9,7 @@ use serde_json::Value;
 pub struct Stats(Value);
 
 impl Stats {
+    /// Takes the JSON of `stats`.
     pub fn new(json: Value) -> Self {
         Self(json)
     }

@@ -7,14 +7,16 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf,
     programs::{
         ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkOrder, PinnedLink},
+        loaded_links,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
     sys::SyscallError,
@@ -133,19 +135,18 @@ impl Links {
 
     /// Takes off what this process has attached anew: for a start that fails.
     pub fn remove_new(&mut self) {
-        for path in self.new.drain(..) {
-            remove(&path);
-        }
+        release(&std::mem::take(&mut self.new));
     }
 
     /// Forgets the links of all interfaces but these.
     pub fn retain(&self, indices: &BTreeSet<u32>) {
-        for name in pins(&self.dir) {
+        let is_stale = |name: &String| {
             let index = name.split('-').next().and_then(|index| index.parse().ok());
-            if index.is_none_or(|index| !indices.contains(&index)) {
-                remove(&self.dir.join(name));
-            }
-        }
+            index.is_none_or(|index| !indices.contains(&index))
+        };
+        let stale: Vec<PathBuf> =
+            pins(&self.dir).into_iter().filter(is_stale).map(|name| self.dir.join(name)).collect();
+        release(&stale);
     }
 
     fn path(&self, index: u32, suffix: &str) -> PathBuf {
@@ -154,11 +155,9 @@ impl Links {
     }
 
     fn remove_xdp(&self, index: u32, but: Option<XdpKind>) {
-        for kind in [XdpKind::Native, XdpKind::Generic] {
-            if Some(kind) != but {
-                remove(&self.path(index, kind.pin_suffix()));
-            }
-        }
+        let kinds = [XdpKind::Native, XdpKind::Generic].into_iter().filter(|kind| Some(*kind) != but);
+        let paths: Vec<PathBuf> = kinds.map(|kind| self.path(index, kind.pin_suffix())).collect();
+        release(&paths);
     }
 
     fn attach_xdp(&mut self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
@@ -300,13 +299,34 @@ fn remove(path: &Path) {
     }
 }
 
+/// How long the kernel may take to let go of links without a pin.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Removes pinned links and waits until they are off their interfaces: the kernel frees a link some
+/// time after its last pin is gone (bpffs lets go of the inode after an RCU grace period), and until
+/// then no other program gets its place.
+fn release(paths: &[PathBuf]) {
+    let links = paths.iter().filter_map(|path| PinnedLink::from_pin(path).ok());
+    let ids: BTreeSet<u32> = links.filter_map(|link| Some(FdLink::from(link).info().ok()?.id())).collect();
+    paths.iter().for_each(|path| remove(path));
+    let deadline = Instant::now() + RELEASE_LIMIT;
+    while !ids.is_empty() && loaded_links().flatten().any(|link| ids.contains(&link.id())) {
+        if Instant::now() > deadline {
+            return log::warn!("the kernel has not yet let go of {} links", ids.len());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Takes programs and maps off the machine, whether or not a controller runs. Says what it did, a
 /// line each.
 pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let links = links_dir(pin_dir);
-    for name in pins(&links) {
-        fs::remove_file(links.join(&name)).with_context(|| format!("cannot detach {name}"))?;
+    let names = pins(&links);
+    release(&names.iter().map(|name| links.join(name)).collect::<Vec<_>>());
+    for name in names {
+        ensure!(!links.join(&name).exists(), "cannot remove {}", links.join(&name).display());
         let (index, what) = name.split_once('-').unwrap_or((&name, "program"));
         let interface = interface_name(index).unwrap_or_else(|| format!("interface {index}, which is gone"));
         done.push(format!("detached {what} from {interface}"));
