@@ -1,6 +1,8 @@
 //! Whatever comes in does no harm: no panic, nothing half changed, nothing malformed sent on.
 //! ([`Rig::take`] checks of each frame that it is as it came unless it was translated, and counted once.)
 
+#![allow(clippy::unwrap_used, reason = "clippy knows the test functions, but not their helpers")]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,7 @@
 //! Which packets are translated, to where, and which are left alone or dropped.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows the test functions, but not their helpers")]
+
 mod common;
 
 use common::*;

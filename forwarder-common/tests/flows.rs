@@ -1,5 +1,7 @@
 //! The life of a flow: half-open, established, closing, cut.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows the test functions, but not their helpers")]
+
 mod common;
 
 use common::*;

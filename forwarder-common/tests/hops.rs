@@ -1,5 +1,7 @@
 //! Where a translated packet goes next, and which it is too long, too old or too early to go to.
 
+#![allow(clippy::unwrap_used, reason = "clippy knows the test functions, but not their helpers")]
+
 mod common;
 
 use common::*;

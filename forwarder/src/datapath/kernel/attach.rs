@@ -114,8 +114,15 @@ impl Links {
             self.remove_xdp(interface.index, None);
             return Ok(Attached { xdp: None, tc, why });
         };
-        self.remove_xdp(interface.index, Some(kind));
-        match self.attach_xdp(ebpf, interface, kind) {
+        let changed_over = self.remove_xdp(interface.index, Some(kind));
+        let deadline = Instant::now() + if changed_over { RELEASE_LIMIT } else { Duration::ZERO };
+        let mut attached = self.attach_xdp(ebpf, interface, kind);
+        // Of a released link its number goes a moment before its program.
+        while matches!(attached, Err(NoXdp::Taken)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+            attached = self.attach_xdp(ebpf, interface, kind);
+        }
+        match attached {
             Ok(()) => Ok(Attached { xdp: Some(kind), tc, why }),
             Err(NoXdp::Taken) => {
                 let why = "another XDP program is attached here and stays; TC beside it".to_owned();
@@ -154,10 +161,13 @@ impl Links {
         self.dir.join(format!("{index}-{suffix}"))
     }
 
-    fn remove_xdp(&self, index: u32, but: Option<XdpKind>) {
+    /// Returns whether one was there.
+    fn remove_xdp(&self, index: u32, but: Option<XdpKind>) -> bool {
         let kinds = [XdpKind::Native, XdpKind::Generic].into_iter().filter(|kind| Some(*kind) != but);
-        let paths: Vec<PathBuf> = kinds.map(|kind| self.path(index, kind.pin_suffix())).collect();
-        release(&paths);
+        let paths = kinds.map(|kind| self.path(index, kind.pin_suffix()));
+        let there: Vec<PathBuf> = paths.filter(|path| path.exists()).collect();
+        release(&there);
+        !there.is_empty()
     }
 
     fn attach_xdp(&mut self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
