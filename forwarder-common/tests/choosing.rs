@@ -216,7 +216,7 @@ fn what_the_host_sends_itself_leaves_as_it_is() {
 #[test]
 fn segments_that_open_nothing_and_belong_to_no_flow_are_dropped() {
     for hook in INGRESS {
-        for flags in [0, SYN | ACK, SYN | RST, RST, RST | ACK, FIN] {
+        for flags in [0, SYN | ACK, SYN | RST, SYN | FIN, RST, RST | ACK, FIN] {
             let mut rig = Rig::new();
             let frame = FrameSpec { flags, ..rig.client(tcp::NUMBER) }.bytes();
             let taken = rig.take(hook, Side::External, &frame);

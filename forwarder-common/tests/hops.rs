@@ -192,6 +192,13 @@ fn when_the_interface_of_a_learned_hop_is_gone_the_route_decides() {
             let second = send(&mut rig, hook, tcp::NUMBER, OUTWARD);
             assert_eq!(second.outcome, Outcome::Redirect { ifindex: 9 });
             assert_eq!(second.bytes[..12], [NEW_MAC, mac].concat());
+
+            // From now on it is a hop like others: good for a second.
+            reroute(&mut rig, CLIENT, Side::External, Some(CLIENT_MAC));
+            rig.machine.now += HOP_LIFETIME;
+            send(&mut rig, hook, tcp::NUMBER, OUTWARD);
+            let moved = send(&mut rig, hook, tcp::NUMBER, OUTWARD);
+            assert_eq!(moved.bytes[..12], [CLIENT_MAC, mac].concat());
         }
     }
 }

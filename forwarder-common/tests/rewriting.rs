@@ -196,7 +196,7 @@ fn cases(protocols: &'static [u8]) -> impl Strategy<Value = Case> {
             let payload = if is_tcp { [&tcp_options[..], &payload].concat() } else { payload };
             let option_words = options.len() / 4;
             let opening = side == Side::External && opens;
-            let flags = if opening { flags & !(ACK | RST) | SYN } else { flags };
+            let flags = if opening { flags & !(ACK | RST | FIN) | SYN } else { flags };
             let spec = case.spec(protocol);
             let spec = FrameSpec { ttl, tos, id, dont_fragment, option_words, seq, ack, flags, ..spec };
             let mut frame = FrameSpec { payload, padding, ..spec }.bytes();

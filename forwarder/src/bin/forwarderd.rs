@@ -167,7 +167,7 @@ fn check_rights() -> Result<()> {
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(bit, _)| held & (1 << bit) == 0).map(|(_, name)| *name).collect();
     if !missing.is_empty() {
-        bail!("{} is missing: run forwarderd as root", missing.join(" and "));
+        bail!("run forwarderd as root: it lacks {}", missing.join(" and "));
     }
     Ok(())
 }

@@ -140,6 +140,11 @@ impl Links {
         }
     }
 
+    /// Whether the programs are still on an interface. (A filter on clsact has no pin to look at.)
+    pub fn is_attached(&self, index: u32) -> bool {
+        !kernel_is_at_least(6, 6) || self.path(index, "tc-ingress").exists()
+    }
+
     /// Takes off what this process has attached anew: for a start that fails.
     pub fn remove_new(&mut self) {
         release(&std::mem::take(&mut self.new));

@@ -28,6 +28,9 @@ type Map = maps::HashMap<MapData, Key, Flow>;
 /// instead of leaving with their private source.
 const LINGER: Duration = Duration::from_secs(240);
 
+/// An epoch that no rule has: the store's begin with 1.
+const NO_EPOCH: u32 = 0;
+
 /// A round of collection takes at most this share of one core.
 const SHARE: u32 = 20;
 
@@ -104,12 +107,15 @@ impl FlowTables {
         }
     }
 
-    fn remove(&mut self, stage: Stage, key: &Key) -> Result<()> {
-        let map = match stage {
+    fn map_mut(&mut self, stage: Stage) -> &mut Map {
+        match stage {
             Stage::Established => &mut self.established,
             Stage::HalfOpen => &mut self.half_open,
-        };
-        match map.remove(key) {
+        }
+    }
+
+    fn remove(&mut self, stage: Stage, key: &Key) -> Result<()> {
+        match self.map_mut(stage).remove(key) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             // The kernel's own ending of the flow came first.
             Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
@@ -145,18 +151,29 @@ impl FlowTables {
         Ok(entries)
     }
 
-    /// Removes the flows of `slot` whose client `keep` refuses.
+    /// Cuts the flows of `slot` whose client `keep` refuses.
     pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
         for stage in [Stage::Established, Stage::HalfOpen] {
             for (key, flow) in self.read(stage)? {
                 let client = IpAddr::V4(address(key.tuple.src));
                 if flow.rule == slot && flow.direction == INWARD && !keep(client) {
-                    self.remove_both(stage, &key, &flow)?;
+                    self.cut_one(stage, &key, &flow)?;
                 }
             }
         }
         self.seen.at = None;
         Ok(())
+    }
+
+    /// Like the flows of a rule that is gone: the outward entry stays, dead, for the target's late
+    /// packets.
+    fn cut_one(&mut self, stage: Stage, key: &Key, flow: &Flow) -> Result<()> {
+        let back = flow.other_key(key);
+        if let Ok(outward) = self.map(stage).get(&back, 0) {
+            let dead = Flow { epoch: NO_EPOCH, ..outward };
+            self.map_mut(stage).insert(back, dead, 0).context("cannot cut a flow")?;
+        }
+        self.remove(stage, key)
     }
 
     /// A round of collection, if one is due.

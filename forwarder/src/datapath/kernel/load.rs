@@ -52,20 +52,26 @@ pub fn load(options: &Options) -> Result<Ebpf> {
     check_layout(&maps)?;
 
     let TableSizes { rules, flows, half_open } = options.tables;
+    let sizes = [
+        ("RULES", rules),
+        ("PROBES", rules),
+        ("RULE_COUNTERS", rules),
+        ("PORTS", PORTS_CAPACITY),
+        ("ALLOW", ALLOW_CAPACITY),
+        ("FLOWS", flows.saturating_mul(2)),
+        ("HALF_OPEN", half_open.saturating_mul(2)),
+    ];
+    let mut loader = EbpfLoader::new();
+    for (name, wanted) in sizes {
+        loader.map_max_entries(name, pinned_size(&maps, name).unwrap_or(wanted));
+    }
     let coarse_clock = u8::from(kernel_is_at_least(5, 11));
-    let mut ebpf = EbpfLoader::new()
+    let mut ebpf = loader
         .default_map_pin_directory(&maps)
-        .map_max_entries("RULES", rules)
-        .map_max_entries("PROBES", rules)
-        .map_max_entries("RULE_COUNTERS", rules)
-        .map_max_entries("PORTS", PORTS_CAPACITY)
-        .map_max_entries("ALLOW", ALLOW_CAPACITY)
-        .map_max_entries("FLOWS", flows.saturating_mul(2))
-        .map_max_entries("HALF_OPEN", half_open.saturating_mul(2))
         .override_global("COARSE_CLOCK", &coarse_clock, true)
         .load(object())
         .map_err(|error| match permission(&error) {
-            true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
+            true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root"),
             false => anyhow!(error).context("cannot create the eBPF maps"),
         })?;
     program::<Xdp>(&mut ebpf, XDP)?.load().map_err(refused)?;
@@ -73,6 +79,11 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused)?;
     }
     Ok(ebpf)
+}
+
+/// A pinned map keeps the size that it was made with, and what uses it has to know that one.
+fn pinned_size(maps: &Path, name: &str) -> Option<u32> {
+    Some(MapData::from_pin(maps.join(name)).ok()?.info().ok()?.max_entries())
 }
 
 /// A program of the object, by its name and type.

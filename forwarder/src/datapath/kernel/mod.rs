@@ -296,14 +296,18 @@ impl Datapath for KernelDatapath {
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
         let status = |port: &ConfiguredPort| {
-            let attached = port.attached.as_ref();
+            let attached = port.attached.as_ref().filter(|(index, _)| self.links.is_attached(*index));
+            let missing = match port.attached {
+                Some(_) => "taken off by `forwarderd detach`; a restart attaches again",
+                None => &port.missing,
+            };
             InterfaceStatus {
                 name: port.name.clone(),
                 index: attached.map(|(index, _)| *index),
                 side: if port.side == Side::External { "external" } else { "internal" }.to_owned(),
                 xdp: attached.and_then(|(_, attached)| attached.xdp).map_or("none", XdpKind::name).to_owned(),
                 tc: attached.map_or("none", |(_, attached)| attached.tc).to_owned(),
-                why: attached.map_or_else(|| port.missing.clone(), |(_, attached)| attached.why.clone()),
+                why: attached.map_or(missing, |(_, attached)| &attached.why).to_owned(),
             }
         };
         self.ports.iter().map(status).collect()
