@@ -6,7 +6,7 @@
 use crate::{
     address::{Address, Ipv4, Macs},
     flow::{
-        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, RESET, Side, Tuple,
+        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, PROVEN, RESET, Side, Tuple,
         UNANSWERED, is_closing,
     },
     layout::{Hook, XDP_TARGET},
@@ -20,6 +20,10 @@ use crate::{
 /// A hop towards the inside is asked anew after this many ns, also when no controller says that
 /// something has changed.
 pub const HOP_LIFETIME: u64 = 1_000_000_000;
+
+/// The established table a second time, because another CPU may promote the flow between the first
+/// two looks: then it was in neither at the moment it was looked for.
+const WHERE_TO_LOOK: [Stage; 3] = [Stage::Established, Stage::HalfOpen, Stage::Established];
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +105,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(always)]
     pub fn ingress(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
         let key = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
-        for stage in [Stage::Established, Stage::HalfOpen] {
+        for stage in WHERE_TO_LOOK {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
             let slot = flow.rule;
             if !is_live(flow, datagram.protocol, self.world, self.now) {
@@ -149,7 +153,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(always)]
     pub fn egress(&mut self, datagram: &Datagram<A>) -> Decision<A> {
         let key = FlowKey::new(datagram.tuple, datagram.protocol, Side::Internal);
-        for stage in [Stage::Established, Stage::HalfOpen] {
+        for stage in WHERE_TO_LOOK {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
             let slot = flow.rule;
             if !is_live(flow, datagram.protocol, self.world, self.now) {
@@ -270,8 +274,8 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             if is_live(there, key.protocol, self.world, self.now) {
                 return Err(Reason::PortCollision);
             }
-            let other = there.other_key(&back);
-            self.remove(Stage::Established, &back, &other);
+            // Only the tombstone itself: its other half may be a newer flow's by now.
+            self.flows.remove(Stage::Established, &back);
         }
         self.insert_or_adopt(&back, OUTWARD)?;
         self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))
@@ -303,37 +307,50 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         let ended = ends(&datagram.segment, flow.direction);
         flow.ended |= ended;
         let other = flow.other_key(key);
-        if flow.direction == INWARD && stage == Stage::HalfOpen && proves(flow, datagram) {
+        let answered = flow.direction == OUTWARD && stage == Stage::HalfOpen && answers(datagram);
+        if flow.direction == INWARD && stage == Stage::HalfOpen {
+            if proves(flow, datagram) {
+                flow.progress = PROVEN;
+            }
             self.scratch.inward = *flow;
-            return self.promote(key, &other, arrival);
+            return self.settle(key, &other, arrival);
         }
-        let answered = flow.direction == OUTWARD
-            && stage == Stage::HalfOpen
-            && flow.progress == UNANSWERED
-            && answers(datagram);
-        if answered {
-            flow.progress = ANSWERED;
-        }
-        if !answered && ended == 0 {
-            return;
-        }
-        let Some(flow) = self.flows.find(stage, &other) else { return };
-        flow.ended |= ended;
-        if answered {
-            flow.progress = ANSWERED;
-            flow.expected_ack = datagram.segment.seq.wrapping_add(1);
+        if (answered || ended != 0)
+            && let Some(flow) = self.flows.find(stage, &other)
+        {
+            flow.ended |= ended;
+            if answered && flow.progress != PROVEN {
+                flow.progress = ANSWERED;
+                // Anew with each SYN-ACK: a server may answer a repeated SYN with another number.
+                flow.expected_ack = datagram.segment.seq.wrapping_add(1);
+            }
         }
     }
 
-    /// The half-open flow whose inward entry is in the scratch becomes established: both entries,
-    /// or none. Where the table is full the flow stays half-open, and works.
+    /// Brings the other entry of the half-open flow in the scratch up to date, and promotes the flow
+    /// if it has been earned.
     #[inline(always)]
-    fn promote(&mut self, key: &FlowKey<A>, back: &FlowKey<A>, arrival: &Arrival) {
+    fn settle(&mut self, key: &FlowKey<A>, back: &FlowKey<A>, arrival: &Arrival) {
         match self.flows.find(Stage::HalfOpen, back) {
-            Some(outward) => self.scratch.outward = *outward,
-            // A flood may have evicted it; all that it held is known here too.
-            None => self.compose_outward(key, arrival),
+            Some(outward) => {
+                outward.ended |= self.scratch.inward.ended;
+                self.scratch.outward = *outward;
+            }
+            None => {
+                // A flood has evicted it; all that it held is known here too.
+                self.compose_outward(key, arrival);
+                let _ = self.flows.insert_new(Stage::HalfOpen, back, &self.scratch.outward);
+            }
         }
+        if self.scratch.inward.progress == PROVEN {
+            self.promote(key, back);
+        }
+    }
+
+    /// The half-open flow in the scratch becomes established: both entries, or none. Where the table
+    /// is full the flow stays half-open, and works; its next packet tries again.
+    #[inline(always)]
+    fn promote(&mut self, key: &FlowKey<A>, back: &FlowKey<A>) {
         match self.flows.insert_new(Stage::Established, back, &self.scratch.outward) {
             Ok(()) => {}
             Err(Refused::Full) => return,
@@ -571,5 +588,6 @@ fn answers<A>(datagram: &Datagram<A>) -> bool {
 fn proves<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
     let Segment { flags, ack, .. } = datagram.segment;
     let acknowledges = flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && ack == inward.expected_ack;
-    inward.progress == ANSWERED && (datagram.transport == Transport::Udp || acknowledges)
+    inward.progress == PROVEN
+        || inward.progress == ANSWERED && (datagram.transport == Transport::Udp || acknowledges)
 }

@@ -83,6 +83,9 @@ pub const OUTWARD: u8 = 1;
 pub const UNANSWERED: u8 = 0;
 /// `Flow::progress`, on a half-open flow's inward entry: the target has answered.
 pub const ANSWERED: u8 = 1;
+/// `Flow::progress`, on a half-open flow's inward entry: the client has shown that it has the
+/// answer; it is established, or will be as soon as there is room.
+pub const PROVEN: u8 = 2;
 
 /// `Flow::ended` bits, on both entries.
 pub const FIN_INWARD: u8 = 1;
@@ -125,6 +128,7 @@ pub struct Flow<A> {
     /// target's SYN-ACK (RFC 9293: its sequence number plus one), host byte order.
     pub expected_ack: u32,
     pub direction: u8,
+    /// On inward entries.
     pub progress: u8,
     pub ended: u8,
     /// 1 where the hop is where the request came from; 0 where the route decides.
