@@ -163,12 +163,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 return stop(Reason::BadL4Length, slot);
             }
             touch(flow, datagram, self.now);
-            return Decision::Translate {
-                to: flow.to,
-                onward: Onward::Egress,
-                slot,
-                direction: flow.direction,
-            };
+            let (to, direction) = (flow.to, flow.direction);
+            if stage == Stage::HalfOpen || datagram.segment.is_control() {
+                self.advance(stage, &key, datagram, &Arrival::NOWHERE);
+            }
+            return Decision::Translate { to, onward: Onward::Egress, slot, direction };
         }
         no_match()
     }
@@ -214,7 +213,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .world
             .rule_for(datagram.tuple.dst, datagram.protocol, port.number())
             .ok_or(Reason::NoMatch)?;
-        let rule = self.world.rule(slot).filter(|rule| rule.is_open(self.now)).ok_or(Reason::NoMatch)?;
+        let rule = self
+            .world
+            .rule(slot)
+            .filter(|rule| rule.is_open(self.now) && rule.has_port(port))
+            .ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
         inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
@@ -446,12 +449,15 @@ fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, side: Side, world: 
     if flow.hop_generation == generation {
         return true;
     }
-    let stands =
-        world.interface(flow.hop.ifindex).is_some_and(|interface| interface.side == other_side(side) as u8);
-    if stands {
-        flow.hop_generation = generation;
+    let Some(interface) = world.interface(flow.hop.ifindex) else { return false };
+    if interface.side != other_side(side) as u8 {
+        return false;
     }
-    stands
+    flow.hop.macs = Macs::new(flow.hop.macs.dst(), interface.mac);
+    flow.hop.mtu = interface.mtu;
+    flow.hop.from_xdp = (interface.flags & XDP_TARGET != 0) as u32;
+    flow.hop_generation = generation;
+    true
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -548,7 +554,7 @@ fn may_open<A: Address, W: World<A>>(
     world: &W,
 ) -> Result<(), Reason> {
     let source = datagram.tuple.src;
-    if source.is_impossible_source() || source == datagram.tuple.dst {
+    if source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source) {
         return Err(Reason::Spoofed);
     }
     match datagram.transport {

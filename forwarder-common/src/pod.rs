@@ -31,3 +31,5 @@ unsafe impl Pod for Page {}
 unsafe impl Pod for Rule<Ipv4> {}
 // SAFETY: as above.
 unsafe impl Pod for AllowKey<Ipv4> {}
+// SAFETY: as above.
+unsafe impl Pod for Ipv4 {}

@@ -25,11 +25,6 @@ impl<A: Address> PageKey<A> {
     pub fn new(address: A, protocol: u8, port: u16) -> Self {
         Self { address, page: port / PAGE_PORTS as u16, protocol, padding: 0 }
     }
-
-    /// The first port of the page, host byte order.
-    pub fn first_port(&self) -> u16 {
-        self.page * PAGE_PORTS as u16
-    }
 }
 
 /// Value of the port map: for each port the rule's slot plus one, or 0.
@@ -50,9 +45,9 @@ impl Page {
 }
 
 /// `Rule::flags`: the slot is in use.
-pub const ACTIVE: u32 = 1;
+pub const ACTIVE: u16 = 1;
 /// `Rule::flags`: all external ports go to the one `target_port`.
-pub const ONE_TARGET_PORT: u32 = 2;
+pub const ONE_TARGET_PORT: u16 = 2;
 
 /// A rule's line, indexed by its slot.
 #[repr(C)]
@@ -60,7 +55,10 @@ pub const ONE_TARGET_PORT: u32 = 2;
 pub struct Rule<A> {
     /// Monotonic clock in ns; `u64::MAX`: never.
     pub expires: u64,
-    pub flags: u32,
+    pub flags: u16,
+    /// Host byte order: the last external port. (A rule that moves to other ports is written before
+    /// the port map is.)
+    pub external_last: u16,
     pub tcp_epoch: u32,
     pub udp_epoch: u32,
     /// Which list in the allow table; 0: everyone may.
@@ -72,6 +70,12 @@ pub struct Rule<A> {
 }
 
 impl<A: Address> Rule<A> {
+    /// Whether an external port is one of the rule's.
+    #[inline(always)]
+    pub fn has_port(&self, port: Port) -> bool {
+        self.external_port <= port.number() && port.number() <= self.external_last
+    }
+
     /// The target's port for an external one.
     #[inline(always)]
     pub fn target_port(&self, port: Port) -> Port {

@@ -69,6 +69,8 @@ pub trait World<A: Address> {
     fn rule(&self, slot: u32) -> Option<&Rule<A>>;
     /// Whether `source` is on the allow list.
     fn is_allowed(&self, list: u32, source: A) -> bool;
+    /// Whether it is an address of the router itself.
+    fn is_own(&self, address: A) -> bool;
     fn route(&self, query: &RouteQuery<A>) -> Route<A>;
     /// The interface by which the router would send to `address`.
     fn route_interface(&self, address: A) -> Option<u32>;

@@ -39,6 +39,9 @@ static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(256, 0);
 #[map]
 static PORTS: HashMap<PageKey<Ipv4>, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+/// Addresses of the router itself: nobody else's source.
+#[map]
+static OWN: HashMap<Ipv4, u8> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 #[map]
 static RULES: Array<Rule<Ipv4>> = Array::pinned(1, 0);
 #[map]
@@ -154,8 +157,8 @@ impl<H: Place> Kernel<H> {
     #[inline(always)]
     pub fn of_skb(ctx: &TcContext) -> Self {
         // SAFETY: the verifier lets a program read these fields of its own context.
-        let (ifindex, gso_segments) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_segs) };
-        Self { ctx: ctx.as_ptr(), ifindex, segmented: gso_segments > 1, place: PhantomData }
+        let (ifindex, gso_size) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_size) };
+        Self { ctx: ctx.as_ptr(), ifindex, segmented: gso_size != 0, place: PhantomData }
     }
 
     /// `bpf_fib_lookup` as for a packet that came in by this interface: policy rules and VRFs count.
@@ -225,11 +228,20 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
     }
 
     #[inline(always)]
+    fn is_own(&self, address: Ipv4) -> bool {
+        OWN.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
     fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {
         let (answer, params) = self.fib(query);
         // SAFETY: an IPv4 look-up leaves the next hop in the union's first word.
         let next_hop = Ipv4::from_word(unsafe { params.__bindgen_anon_4.ipv4_dst });
         let ifindex = params.ifindex;
+        // An IPv4 route may have an IPv6 gateway (RFC 5549); that waits for IPv6.
+        if params.family != AF_INET as u8 {
+            return Route::None(Reason::NoRoute);
+        }
         match u32::try_from(answer).unwrap_or(u32::MAX) {
             // The length is checked by the core against the interface's MTU.
             BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::Known {

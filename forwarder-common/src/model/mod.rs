@@ -97,6 +97,8 @@ pub struct Machine {
     /// Network, prefix length, and what the kernel says; the first that fits counts.
     pub routes: Vec<([u8; 4], u32, Route<Ipv4>)>,
     pub segmented: bool,
+    /// Its addresses.
+    pub own: Vec<Ipv4>,
     pub probes: Cell<u32>,
 }
 
@@ -162,6 +164,10 @@ impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
             of == list && is_within(source, network, prefix_len)
         };
         self.machine.allow.iter().any(fits)
+    }
+
+    fn is_own(&self, address: Ipv4) -> bool {
+        self.machine.own.contains(&address)
     }
 
     fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {

@@ -16,6 +16,8 @@ use crate::{
 };
 
 pub const W: [u8; 4] = [203, 0, 113, 1];
+/// The router's address on the inside.
+pub const GATEWAY: [u8; 4] = [10, 0, 0, 1];
 pub const CLIENT: [u8; 4] = [203, 0, 113, 2];
 pub const OTHER_CLIENT: [u8; 4] = [203, 0, 113, 3];
 pub const SERVER: [u8; 4] = [10, 0, 0, 10];
@@ -116,12 +118,13 @@ impl Router {
             (SERVER, 32, via(Side::Internal, SERVER_MAC)),
             (OTHER_SERVER, 32, via(Side::Internal, SERVER_MAC)),
             (W, 32, Route::None(Reason::NoRoute)),
-            ([10, 0, 0, 1], 32, Route::None(Reason::NoRoute)),
+            (GATEWAY, 32, Route::None(Reason::NoRoute)),
             ([10, 0, 0, 0], 24, silent(Side::Internal)),
             (CLIENT, 32, via(Side::External, CLIENT_MAC)),
             ([203, 0, 113, 0], 24, silent(Side::External)),
         ];
         machine.allow = vec![ALLOWED];
+        machine.own = vec![Ipv4::new(W), Ipv4::new(GATEWAY)];
         for (slot, spec) in (0..).zip(RULES) {
             machine.rules.insert(slot, spec.line());
             for (key, at) in spec.places() {
@@ -145,6 +148,7 @@ impl RuleSpec {
             target: Ipv4::new(self.target),
             target_port: self.target_ports.0,
             external_port: self.ports.0,
+            external_last: self.ports.1,
         }
     }
 

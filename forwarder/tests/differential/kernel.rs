@@ -72,6 +72,10 @@ impl Kernel {
             let key = AllowKey { list: list.to_be_bytes(), source: Ipv4::new(*network) };
             map.insert(&lpm_trie::Key::new(ALLOW_LIST_BITS + prefix_len, key), 1, 0).unwrap();
         }
+        let mut map: HashMap<_, Ipv4, u8> = ebpf.map_mut("OWN").unwrap().try_into().unwrap();
+        for address in &machine.own {
+            map.insert(address, 1, 0).unwrap();
+        }
         Self {
             flows: ebpf.take_map("FLOWS").unwrap().try_into().unwrap(),
             half_open: ebpf.take_map("HALF_OPEN").unwrap().try_into().unwrap(),

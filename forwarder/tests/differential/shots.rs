@@ -6,7 +6,7 @@ use forwarder_common::{
     model::{
         Tables,
         scenario::{
-            CLIENT, FrameSpec, OTHER_CLIENT, RULES, Router, SERVER, W,
+            CLIENT, FrameSpec, GATEWAY, OTHER_CLIENT, RULES, Router, SERVER, W,
             tcp_flags::{ACK, FIN, RST, SYN},
         },
     },
@@ -72,7 +72,8 @@ impl Random {
         let rule = self.pick(RULES);
         let ports =
             [rule.ports.0, rule.ports.1, rule.ports.0 / 2 + rule.ports.1 / 2, rule.ports.1.wrapping_add(1)];
-        let client = self.pick(&[CLIENT, CLIENT, OTHER_CLIENT, SERVER, W, [127, 0, 0, 1], [230, 0, 0, 1]]);
+        let client =
+            self.pick(&[CLIENT, CLIENT, OTHER_CLIENT, SERVER, W, GATEWAY, [127, 0, 0, 1], [230, 0, 0, 1]]);
         let src = (client, 40_000 + self.below(3) as u16);
         let protocol = self.pick(&[tcp::NUMBER, udp::NUMBER]);
         let mut spec = FrameSpec::inward(router, protocol, src, self.pick(&ports));

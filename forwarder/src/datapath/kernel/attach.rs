@@ -108,6 +108,9 @@ impl Links {
         let tc = self.attach_tc(ebpf, interface, TC_INGRESS, TcAttachType::Ingress)?;
         if external {
             self.attach_tc(ebpf, interface, TC_EGRESS, TcAttachType::Egress)?;
+        } else {
+            // It may have been external before.
+            remove(&self.path(interface.index, "tc-egress"));
         }
         let (kind, why) = choose(interface, mode);
         let Some(kind) = kind else {

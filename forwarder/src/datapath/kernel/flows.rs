@@ -31,8 +31,14 @@ const LINGER: Duration = Duration::from_secs(240);
 /// An epoch that no rule has: the store's begin with 1.
 const NO_EPOCH: u32 = 0;
 
-/// A round of collection takes at most this share of one core.
-const SHARE: u32 = 20;
+/// `BPF_EXIST`: write only over an entry that is there (include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+
+/// Between two looks at the tables passes this many times what a look takes: a twentieth of one core.
+const PAUSE: u32 = 20;
+
+/// What is shown is at most this old.
+const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The two flow tables.
 pub struct FlowTables {
@@ -92,9 +98,8 @@ impl FlowTables {
     /// Removes everything.
     pub fn clear(&mut self) -> Result<()> {
         for stage in [Stage::Established, Stage::HalfOpen] {
-            let keys: Vec<Key> = self.map(stage).keys().collect::<Result<_, _>>()?;
-            for key in keys {
-                self.remove(stage, &key)?;
+            for key in self.read(stage)?.keys() {
+                self.remove(stage, key)?;
             }
         }
         Ok(())
@@ -116,7 +121,7 @@ impl FlowTables {
 
     fn remove(&mut self, stage: Stage, key: &Key) -> Result<()> {
         match self.map_mut(stage).remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) => Ok(()),
             // The kernel's own ending of the flow came first.
             Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(())
@@ -134,26 +139,27 @@ impl FlowTables {
     }
 
     /// Everything in a table. Entries that come or go meanwhile may or may not be in it.
-    fn read(&self, stage: Stage) -> Result<Vec<(Key, Flow)>> {
+    ///
+    /// Where the entry that the walk stands on goes, the kernel starts it over: it ends with a key
+    /// that was seen before, or after as many steps as the table has entries.
+    fn read(&self, stage: Stage) -> Result<HashMap<Key, Flow>> {
         let map = self.map(stage);
-        let mut entries = Vec::new();
-        for key in map.keys() {
-            let key = match key {
-                Ok(key) => key,
-                // The entry that the walk stood on was removed.
-                Err(MapError::KeyNotFound) => break,
-                Err(error) => return Err(error).context("cannot read the flow table"),
-            };
-            if let Ok(flow) = map.get(&key, 0) {
-                entries.push((key, flow));
+        let mut entries = HashMap::new();
+        for key in map.keys().take(self.capacity[stage as usize] as usize) {
+            let key = key.context("cannot read the flow table")?;
+            let Ok(flow) = map.get(&key, 0) else { continue };
+            if entries.insert(key, flow).is_some() {
+                break;
             }
         }
         Ok(entries)
     }
 
     /// Cuts the flows of `slot` whose client `keep` refuses.
+    ///
+    /// Half-open ones first, the way that a flow goes: one that is promoted meanwhile is met again.
     pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
-        for stage in [Stage::Established, Stage::HalfOpen] {
+        for stage in [Stage::HalfOpen, Stage::Established] {
             for (key, flow) in self.read(stage)? {
                 let client = IpAddr::V4(address(key.tuple.src));
                 if flow.rule == slot && flow.direction == INWARD && !keep(client) {
@@ -171,22 +177,25 @@ impl FlowTables {
         let back = flow.other_key(key);
         if let Ok(outward) = self.map(stage).get(&back, 0) {
             let dead = Flow { epoch: NO_EPOCH, ..outward };
-            self.map_mut(stage).insert(back, dead, 0).context("cannot cut a flow")?;
+            // It may be gone meanwhile, and then stays so.
+            let _ = self.map_mut(stage).insert(back, dead, BPF_EXIST);
         }
         self.remove(stage, key)
     }
 
     /// A round of collection, if one is due.
     pub fn collect(&mut self, rules: &RuleTables) -> Result<()> {
-        let interval = (self.seen.took * SHARE).max(Duration::from_secs(1));
+        let interval = (self.seen.took * PAUSE).max(Duration::from_secs(1));
         if self.seen.collected_at.is_some_and(|at| at.elapsed() < interval) {
             return Ok(());
         }
         let start = Instant::now();
-        let now = clock::monotonic();
         for stage in [Stage::Established, Stage::HalfOpen] {
             for (key, flow) in self.read(stage)? {
-                self.collect_entry(stage, &key, &flow, rules, now)?;
+                let now = clock::monotonic();
+                if self.is_over(stage, &key, &flow, rules, now) {
+                    self.collect_entry(stage, &key, rules, now)?;
+                }
             }
         }
         self.seen.took = start.elapsed();
@@ -194,32 +203,30 @@ impl FlowTables {
         Ok(())
     }
 
-    fn collect_entry(
-        &mut self,
-        stage: Stage,
-        key: &Key,
-        flow: &Flow,
-        rules: &RuleTables,
-        now: u64,
-    ) -> Result<()> {
-        if !is_live(key, flow, rules, now) {
-            return match flow.direction {
-                INWARD => self.remove(stage, key),
-                _ if clock::since(flow.last_seen, now) > LINGER => self.remove(stage, key),
-                _ => Ok(()),
-            };
+    /// Whether an entry alone looks as if its time had come.
+    fn is_over(&self, stage: Stage, key: &Key, flow: &Flow, rules: &RuleTables, now: u64) -> bool {
+        let idle = clock::since(flow.last_seen, now);
+        match is_live(key, flow, rules, now) {
+            true => idle > self.idle_time(stage, key, flow),
+            false => flow.direction == INWARD || idle > LINGER,
         }
-        if clock::since(flow.last_seen, now) <= self.idle_time(stage, key, flow) {
+    }
+
+    /// Removes what is over. The entry is read again: since the walk passed it, it may have been
+    /// used, or replaced by another flow's.
+    fn collect_entry(&mut self, stage: Stage, key: &Key, rules: &RuleTables, now: u64) -> Result<()> {
+        let Ok(flow) = self.map(stage).get(key, 0) else { return Ok(()) };
+        if !self.is_over(stage, key, &flow, rules, now) {
             return Ok(());
         }
-        // Either direction keeps a flow alive (RFC 4787 REQ-6 asks for outward, allows both).
-        let Ok(other) = self.map(stage).get(&flow.other_key(key), 0) else {
+        if !is_live(key, &flow, rules, now) {
             return self.remove(stage, key);
-        };
-        if clock::since(other.last_seen, now) > self.idle_time(stage, key, flow) {
-            self.remove_both(stage, key, flow)?;
         }
-        Ok(())
+        // Traffic in either direction keeps a flow alive (RFC 4787 REQ-6 asks for outward, allows both).
+        match self.map(stage).get(&flow.other_key(key), 0) {
+            Ok(other) if !self.is_over(stage, key, &other, rules, now) => Ok(()),
+            _ => self.remove_both(stage, key, &flow),
+        }
     }
 
     fn idle_time(&self, stage: Stage, key: &Key, flow: &Flow) -> Duration {
@@ -234,7 +241,7 @@ impl FlowTables {
 
     /// Looks at the tables, unless a look costs more than its age is worth.
     fn look(&mut self, rules: &RuleTables) -> Result<()> {
-        if self.seen.at.is_some_and(|at| at.elapsed() < self.seen.took * SHARE) {
+        if self.seen.at.is_some_and(|at| at.elapsed() < (self.seen.took * PAUSE).min(MAX_AGE)) {
             return Ok(());
         }
         let start = Instant::now();

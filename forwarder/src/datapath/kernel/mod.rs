@@ -8,7 +8,7 @@ mod owner;
 mod rules;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs::File,
     net::IpAddr,
 };
@@ -20,6 +20,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use forwarder_common::{
+    address::Ipv4,
     flow::Side,
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
@@ -46,6 +47,7 @@ pub struct KernelDatapath {
     ports: Vec<ConfiguredPort>,
     settings: Array<MapData, Settings>,
     interfaces: maps::HashMap<MapData, u32, layout::Interface>,
+    own: maps::HashMap<MapData, Ipv4, u8>,
     reasons: PerCpuArray<MapData, layout::Count>,
     rules: RuleTables,
     flows: FlowTables,
@@ -101,6 +103,7 @@ impl KernelDatapath {
             ports,
             settings: take(&mut ebpf, "SETTINGS")?,
             interfaces: take(&mut ebpf, "INTERFACES")?,
+            own: take(&mut ebpf, "OWN")?,
             reasons: take(&mut ebpf, "REASON_COUNTERS")?,
             rules: RuleTables::open(&mut ebpf)?,
             flows: FlowTables::open(&mut ebpf, options.timeouts)?,
@@ -136,8 +139,9 @@ impl KernelDatapath {
         let settings = self.settings.get(&0, 0)?;
         if settings.layout != 0 && settings.store_id != store_id {
             log::warn!("the maps were filled from another store; their flows are ended");
-            self.flows.clear()?;
+            // Rules first: the programs that are attached would make flows of them meanwhile.
             self.rules.reconcile(&[])?;
+            self.flows.clear()?;
         }
         let settings =
             Settings { store_id, layout: LAYOUT_VERSION, controller: std::process::id(), ..settings };
@@ -189,7 +193,26 @@ impl KernelDatapath {
         let indices: BTreeSet<u32> =
             self.ports.iter().filter_map(|port| Some(port.attached.as_ref()?.0)).collect();
         self.links.retain(&indices);
+        self.write_own(network)?;
         self.describe(network)
+    }
+
+    fn write_own(&mut self, network: &Network) -> Result<()> {
+        let addresses = network.interfaces.iter().flat_map(|interface| &interface.addresses);
+        let wanted: HashSet<Ipv4> = addresses
+            .filter_map(|address| match address {
+                IpAddr::V4(address) => Some(Ipv4::new(address.octets())),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        let there: HashSet<Ipv4> = self.own.keys().collect::<Result<_, _>>()?;
+        for address in wanted.difference(&there) {
+            self.own.insert(address, 1, 0).context("cannot write the router's addresses")?;
+        }
+        for address in there.difference(&wanted) {
+            self.own.remove(address).context("cannot write the router's addresses")?;
+        }
+        Ok(())
     }
 
     /// Writes what the packet path has to know of the interfaces, and starts a new generation of hops.
@@ -220,7 +243,8 @@ fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) 
     let hardware = interface.kind.is_none();
     // Generic XDP sees skbs, whose checksum may be unfinished on any interface.
     let finished = hardware && attached.xdp == Some(XdpKind::Native);
-    let sends = interface.sends_for_xdp.unwrap_or(hardware && attached.xdp == Some(XdpKind::Native));
+    // Before Linux 6.3 it does not say: who has asked for native XDP on a veth vouches for its peer.
+    let sends = interface.sends_for_xdp.unwrap_or(attached.xdp == Some(XdpKind::Native));
     let target = mode == Mode::XdpGeneric || sends;
     layout::Interface {
         mtu: interface.mtu,

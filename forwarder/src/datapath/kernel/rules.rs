@@ -20,7 +20,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{clock::Offset, take};
 use crate::{
-    datapath::KernelRule,
+    datapath::{Epoch, KernelRule},
     rule::{PortRange, Protocol},
 };
 
@@ -37,6 +37,7 @@ const EMPTY: Line = Line {
     target: Ipv4::new([0; 4]),
     target_port: 0,
     external_port: 0,
+    external_last: 0,
 };
 
 /// The maps that rules are made of, and what is in them.
@@ -47,6 +48,8 @@ pub struct RuleTables {
     counters: PerCpuArray<MapData, RuleCounters>,
     /// By slot; slots not in it hold the empty line.
     applied: BTreeMap<u32, Applied>,
+    /// Whose counters a slot without a rule still has.
+    emptied: HashMap<u32, Epoch>,
     pages: Pages,
     next_list: u32,
     /// The clocks' distance when the lines' expiries were written.
@@ -70,6 +73,7 @@ impl RuleTables {
             allow: take(ebpf, "ALLOW")?,
             counters: take(ebpf, "RULE_COUNTERS")?,
             applied: BTreeMap::new(),
+            emptied: HashMap::new(),
             pages: HashMap::new(),
             next_list: 1,
             offset: Offset::now(),
@@ -95,6 +99,7 @@ impl RuleTables {
             }
             let mut allow = lists.remove(&line.allow_list).unwrap_or_default();
             allow.sort();
+            self.next_list = self.next_list.max(line.allow_list + 1);
             self.applied.insert(slot, Applied { line, allow, expires_at: None });
         }
         // Of a controller that died before it could clear up.
@@ -128,7 +133,7 @@ impl RuleTables {
     /// ports that lead to them, ports before the lines that they led to, lists last.
     pub fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
         let pages = pages(wanted)?;
-        self.offset = Offset::now();
+        self.follow_clock()?;
         let mut stale_lists = Vec::new();
         for rule in wanted {
             if let Some(list) =
@@ -143,6 +148,8 @@ impl RuleTables {
         for slot in gone {
             self.lines.set(slot, EMPTY, 0).with_context(|| format!("cannot clear rule slot {slot}"))?;
             if let Some(applied) = self.applied.remove(&slot) {
+                let Line { tcp_epoch: tcp, udp_epoch: udp, .. } = applied.line;
+                self.emptied.insert(slot, Epoch { tcp, udp });
                 stale_lists.push((applied.line.allow_list, applied.allow));
             }
         }
@@ -189,7 +196,9 @@ impl RuleTables {
         let mut allow = wanted.allow.clone();
         allow.sort();
         let before = self.applied.get(&wanted.slot).cloned();
-        let same_list = before.as_ref().is_some_and(|before| before.allow == allow);
+        let same_list = before
+            .as_ref()
+            .is_some_and(|before| before.allow == allow && (before.line.allow_list == 0) == allow.is_empty());
         let list = match &before {
             Some(before) if same_list => before.line.allow_list,
             _ => self.insert_list(&allow)?,
@@ -205,7 +214,10 @@ impl RuleTables {
                 }
             }
             None => {
-                self.zero_counters(wanted.slot)?;
+                // A rule that comes back, after a change that failed, keeps its counters.
+                if self.emptied.remove(&wanted.slot) != Some(wanted.epoch) {
+                    self.zero_counters(wanted.slot)?;
+                }
                 self.lines.set(wanted.slot, line, 0)?;
             }
         }
@@ -221,16 +233,20 @@ impl RuleTables {
         Ok(())
     }
 
+    /// What has been written is noted at once: after a failure the next call knows where it stands.
     fn write_pages(&mut self, wanted: Pages) -> Result<()> {
         for (key, page) in &wanted {
             if self.pages.get(key) != Some(page) {
                 self.ports.insert(key, page, 0).context("cannot write the port map; is it full?")?;
+                self.pages.insert(*key, *page);
             }
         }
-        for key in self.pages.keys().filter(|key| !wanted.contains_key(key)) {
-            self.ports.remove(key).context("cannot remove from the port map")?;
+        let gone: Vec<PageKey<Ipv4>> =
+            self.pages.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in gone {
+            self.ports.remove(&key).context("cannot remove from the port map")?;
+            self.pages.remove(&key);
         }
-        self.pages = wanted;
         Ok(())
     }
 
@@ -297,6 +313,7 @@ fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Result<Line> {
         target: ipv4(wanted.target)?,
         target_port,
         external_port: wanted.external_ports.first,
+        external_last: wanted.external_ports.last,
     })
 }
 
