@@ -3,6 +3,7 @@
 use std::{
     env,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -41,12 +42,19 @@ pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
             host_side(workspace, "test")
                 .args(["--no-fail-fast", "--"])
                 .args(filter)
+                .env("RUST_TEST_THREADS", threads())
                 .env("FORWARDERD", programs.join("forwarderd"))
                 .env("FORWARDERCTL", programs.join("forwarderctl")),
         )
     })?;
     steps.summary();
     Ok(())
+}
+
+/// The end-to-end tests wait more than they compute: three for each core, unless told otherwise.
+fn threads() -> String {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    env::var("RUST_TEST_THREADS").unwrap_or_else(|_| (cores * 3).to_string())
 }
 
 /// The steps of a run, and how long each has taken.
