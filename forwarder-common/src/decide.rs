@@ -420,8 +420,9 @@ fn continue_flow<A: Address, W: World<A>>(
     now: u64,
     found: &mut Way<A>,
 ) -> Result<Onward<A>, Reason> {
-    let mut onward = Onward::Hop(flow.hop);
-    if !hop_is_fresh(flow, side, world, now) {
+    let onward = if hop_is_fresh(flow, side, world, now) {
+        Onward::Hop(flow.hop)
+    } else {
         if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
             return Err(Reason::LeftToProbe);
         }
@@ -432,8 +433,8 @@ fn continue_flow<A: Address, W: World<A>>(
             flow.hop_generation = world.generation();
             flow.hop_is_learned = 0;
         }
-        onward = found.onward;
-    }
+        found.onward
+    };
     let onward = fit(onward, datagram, flow.direction, world)?;
     touch(flow, datagram, now);
     Ok(onward)

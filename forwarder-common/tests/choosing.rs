@@ -9,7 +9,8 @@ use forwarder_common::{
     flow::Side,
     layout::Hook,
     model::scenario::{
-        BOTH, CLIENT, FrameSpec, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SILENT_SERVER, W, tcp_flags::*,
+        BOTH, CLIENT, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SILENT_SERVER, W,
+        tcp_flags::*,
     },
     pipeline::Outcome,
     reason::Reason,
@@ -331,6 +332,8 @@ fn impossible_sources_are_dropped() {
                 [240, 0, 0, 1],
                 [255, 255, 255, 255],
                 W,
+                // The router's own, another one than the destination.
+                GATEWAY,
                 // Inside: a known host, a silent one.
                 SERVER,
                 SILENT_SERVER,
@@ -432,6 +435,20 @@ fn two_external_ports_to_one_server_port_are_no_obstacle_to_different_client_por
             assert_eq!(taken.reason, Some(Reason::Forwarded));
             assert_eq!(taken.bytes[26..30], W);
             assert_eq!(taken.bytes[34..36], u16::to_be_bytes(w_port));
+        }
+    }
+}
+
+/// Row 34: while a rule moves to other ports, its line is written before the port map.
+#[test]
+fn a_port_that_its_rule_has_left_matches_nothing() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        let rule = rig.machine.rules.get_mut(&2).unwrap();
+        (rule.external_port, rule.external_last) = (10_050, 10_100);
+        assert_eq!(choose(&mut rig, hook, tcp::NUMBER, CLIENT, 10_050), Ok((SERVER, 20_000)));
+        for left in [10_000, 10_049] {
+            assert_eq!(choose(&mut rig, hook, tcp::NUMBER, CLIENT, left), Err(Reason::NoMatch));
         }
     }
 }

@@ -391,3 +391,23 @@ fn a_frame_with_an_unfinished_checksum_is_left_to_tc_where_such_frames_come() {
         }
     }
 }
+
+/// Design, law 1: a hop that was learned is no promise about the interface.
+#[test]
+fn a_learned_hop_takes_over_what_the_interface_is_now() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::Xdp, tcp::NUMBER);
+    let (index, _) = rig.router.wan;
+    let interface = rig.machine.interfaces.get_mut(&index).unwrap();
+    (interface.mtu, interface.mac) = (100, NEW_MAC);
+    rig.machine.generation += 1;
+    let small = send(&mut rig, Hook::Xdp, tcp::NUMBER, OUTWARD);
+    assert_eq!(small.bytes[..12], [CLIENT_MAC, NEW_MAC].concat());
+    let long = packet(&rig, tcp::NUMBER, OUTWARD, 100, true).bytes();
+    assert_eq!(rig.take(Hook::Xdp, Side::Internal, &long).reason, Some(Reason::LeftTooBig));
+
+    let interface = rig.machine.interfaces.get_mut(&index).unwrap();
+    interface.flags &= !XDP_TARGET;
+    rig.machine.generation += 1;
+    assert_eq!(send(&mut rig, Hook::Xdp, tcp::NUMBER, OUTWARD).reason, Some(Reason::LeftToTc));
+}
