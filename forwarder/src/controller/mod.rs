@@ -15,11 +15,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use log::{error, info, warn};
-use nix::time::{ClockId, clock_gettime};
 
 use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
 use crate::listeners::Listener;
@@ -63,7 +62,6 @@ pub struct Controller {
     stale: bool,
     /// The data path has not yet taken in the network as it is.
     unattached: bool,
-    clock: ClockOffset,
     last_complaint: String,
     started: Instant,
     started_at: Timestamp,
@@ -99,7 +97,6 @@ impl Controller {
             kernel: None,
             stale: false,
             unattached: false,
-            clock: ClockOffset::now(),
             last_complaint: String::new(),
             started: Instant::now(),
             started_at: now(),
@@ -201,9 +198,10 @@ impl Controller {
 
     /// Takes in the machine's present interfaces and addresses.
     pub fn network_changed(&mut self, network: Network) {
+        // A route or neighbour concerns the data path alone.
+        self.stale |= self.network != network;
         self.network = network;
         self.unattached = true;
-        self.stale = true;
         self.catch_up();
     }
 
@@ -216,11 +214,6 @@ impl Controller {
     pub fn tick(&mut self, now: Timestamp) {
         if let Err(error) = self.expire_due(now) {
             self.complain("cannot remove expired rules", &error);
-        }
-        if self.clock.has_jumped() {
-            // The kernel counts lifetimes in boot time.
-            info!("the wall clock was set: lifetimes are counted anew");
-            self.stale = true;
         }
         self.catch_up();
         if let Err(error) = self.datapath.collect() {
@@ -462,7 +455,7 @@ impl Controller {
         let taken: BTreeSet<u32> = self.rules.values().map(|rule| rule.slot).collect();
         let capacity = self.datapath.rule_capacity();
         (0..capacity).find(|slot| !taken.contains(slot)).ok_or_else(|| Error::Conflict {
-            message: format!("there are {capacity} rules already, as many as the tables hold: delete one, or raise rules in [tables]"),
+            message: format!("there are {capacity} rules already, as many as the tables hold: delete one, or raise rules in [tables] and start anew after `forwarderd detach`"),
             rule: None,
         })
     }
@@ -473,7 +466,7 @@ impl Controller {
         match self.rules.values().find(|rule| rule.slot >= capacity) {
             None => Ok(()),
             Some(rule) => Err(Error::Failed(anyhow::anyhow!(
-                "{} needs {} rule slots and [tables] has {capacity}: raise rules there",
+                "{} needs {} rule slots and [tables] has {capacity}: raise rules there and start anew after `forwarderd detach`",
                 rule.label(),
                 rule.slot + 1
             ))),
@@ -549,25 +542,4 @@ fn describe(rule: &Rule) -> String {
         line.push_str(&format!(" until {end}"));
     }
     line
-}
-
-/// How far the wall clock is ahead of the time since boot: it changes when somebody sets the clock.
-struct ClockOffset(Duration);
-
-impl ClockOffset {
-    fn now() -> Self {
-        // These two clocks always exist; were they unreadable, no jump would be seen.
-        let read = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
-        ClockOffset(read(ClockId::CLOCK_REALTIME).saturating_sub(read(ClockId::CLOCK_BOOTTIME)))
-    }
-
-    fn has_jumped(&mut self) -> bool {
-        const SLACK: Duration = Duration::from_millis(200);
-        let now = ClockOffset::now();
-        let jumped = now.0.abs_diff(self.0) > SLACK;
-        if jumped {
-            *self = now;
-        }
-        jumped
-    }
 }
