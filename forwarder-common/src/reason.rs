@@ -39,11 +39,6 @@ macro_rules! reasons {
                 match self { $($(Self::$variant => $name,)*)* }
             }
 
-            /// One sentence for an operator.
-            pub const fn meaning(self) -> &'static str {
-                match self { $($(Self::$variant => $meaning,)*)* }
-            }
-
             /// As they are declared, against which the order is checked.
             #[cfg(test)]
             const VERDICTS: &'static [Verdict] = &[$($({ let _ = $name; Verdict::$verdict },)*)*];

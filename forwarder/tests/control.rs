@@ -44,7 +44,6 @@ impl Daemon {
             name: name.into(),
             mac: None,
             mtu: 1500,
-            up: true,
             kind: None,
             sends_for_xdp: None,
             addresses: vec![address.parse().unwrap()],

@@ -21,7 +21,6 @@ fn interface(name: &str, addresses: &[&str]) -> Interface {
         name: name.into(),
         mac: None,
         mtu: 1500,
-        up: true,
         kind: None,
         sends_for_xdp: None,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),

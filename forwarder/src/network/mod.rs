@@ -20,7 +20,6 @@ pub struct Interface {
     /// Absent where there is no Ethernet header (TUN, PPP).
     pub mac: Option<[u8; 6]>,
     pub mtu: u32,
-    pub up: bool,
     /// `veth`, `bridge`, …; absent for hardware.
     pub kind: Option<String>,
     pub addresses: Vec<IpAddr>,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     address::AddressAttribute,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
 };
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::{sync::mpsc, time::timeout};
@@ -107,7 +107,6 @@ fn interface(link: LinkMessage) -> Option<Interface> {
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: link.header.flags.contains(LinkFlags::Up),
         kind: None,
         addresses: Vec::new(),
         sends_for_xdp: None,
