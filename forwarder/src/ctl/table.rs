@@ -21,7 +21,8 @@ impl Terminal {
         }
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|term| term == "dumb");
-        Terminal { width: Table::new().width(), colour: !plain }
+        // A serial console may say 0: it does not know.
+        Terminal { width: Table::new().width().filter(|width| *width > 0), colour: !plain }
     }
 }
 

@@ -84,13 +84,15 @@ pub struct Links {
     dir: PathBuf,
     /// Those that this process made, not found.
     new: Vec<PathBuf>,
+    /// Filters on clsact that it made: interface, hook, program.
+    new_filters: Vec<(String, TcAttachType, &'static str)>,
 }
 
 impl Links {
     pub fn new(pin_dir: &Path) -> Result<Self> {
         let dir = links_dir(pin_dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self { dir, new: Vec::new() })
+        Ok(Self { dir, new: Vec::new(), new_filters: Vec::new() })
     }
 
     /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
@@ -151,6 +153,11 @@ impl Links {
     /// Takes off what this process has attached anew: for a start that fails.
     pub fn remove_new(&mut self) {
         release(&std::mem::take(&mut self.new));
+        for (interface, hook, program) in self.new_filters.drain(..) {
+            if let Err(error) = tc::qdisc_detach_program(&interface, hook, program) {
+                log::warn!("cannot take {program} off {interface}: {error}");
+            }
+        }
     }
 
     /// Forgets the links of all interfaces but these.
@@ -212,7 +219,7 @@ impl Links {
         &mut self,
         ebpf: &mut Ebpf,
         interface: &Interface,
-        name: &str,
+        name: &'static str,
         hook: TcAttachType,
     ) -> Result<&'static str> {
         let classifier: &mut SchedClassifier = program(ebpf, name)?;
@@ -226,8 +233,11 @@ impl Links {
             }
             return Ok("TCX");
         }
-        attach_clsact(classifier, interface, hook)
+        let made = attach_clsact(classifier, interface, hook)
             .with_context(|| format!("cannot attach to TC of {}", interface.name))?;
+        if made {
+            self.new_filters.push((interface.name.clone(), hook, name));
+        }
         Ok("clsact")
     }
 }
@@ -278,23 +288,27 @@ fn attach_tcx(
     Ok(true)
 }
 
-/// Before 6.6 there is no TCX: a filter on the clsact qdisc, which stays without a pin.
-fn attach_clsact(classifier: &mut SchedClassifier, interface: &Interface, hook: TcAttachType) -> Result<()> {
+/// Before 6.6 there is no TCX: a filter on the clsact qdisc, which stays without a pin. Returns
+/// whether it is new.
+fn attach_clsact(
+    classifier: &mut SchedClassifier,
+    interface: &Interface,
+    hook: TcAttachType,
+) -> Result<bool> {
     // It may be there already, ours or another's.
     let _ = tc::qdisc_add_clsact(&interface.name);
     let ours = SchedClassifierLink::attached(&interface.name, hook, PRIORITY, HANDLE, None)?;
-    let replaced = classifier.attach_to_link(ours);
-    let id = match replaced {
-        Ok(id) => id,
-        Err(_) => classifier.attach_with_options(
-            &interface.name,
-            hook,
-            TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None }),
-        )?,
+    let (id, made) = match classifier.attach_to_link(ours) {
+        Ok(id) => (id, false),
+        Err(_) => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+            let options = TcAttachOptions::Netlink(options);
+            (classifier.attach_with_options(&interface.name, hook, options)?, true)
+        }
     };
     // Dropping the link would take the filter off.
     std::mem::forget(classifier.take_link(id)?);
-    Ok(())
+    Ok(made)
 }
 
 fn io_error(error: &ProgramError) -> Option<&io::Error> {

@@ -179,6 +179,13 @@ impl KernelDatapath {
                 Ok(attached) => {
                     let xdp = attached.xdp.map_or("no XDP", XdpKind::name);
                     log::info!("{}: {} and {xdp} ({})", port.name, attached.tc, attached.why);
+                    let is_veth = interface.kind.as_deref() == Some("veth");
+                    if is_veth && interface.sends_for_xdp.is_none() && attached.xdp == Some(XdpKind::Native) {
+                        log::warn!(
+                            "{}: before Linux 6.3 nobody can see whether a veth's peer takes frames from XDP; it has to have GRO on",
+                            port.name
+                        );
+                    }
                     port.attached = Some((interface.index, attached));
                 }
                 Err(error) if starting => return Err(error),
