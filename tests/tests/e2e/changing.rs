@@ -192,7 +192,7 @@ for_each_datapath! {
 }
 
 for_each_datapath! {
-    /// Row 33.
+    /// Rows 33 and 46.
     fn a_tightened_allow_list_cuts_whom_it_forbids(bed = Testbed::builder()) {
         bed.client.ip("addr add 203.0.113.3/24 dev eth0").unwrap();
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80 --name web");
@@ -204,6 +204,12 @@ for_each_datapath! {
         bed.ctl(&["set", "web", "--allow", "203.0.113.2"]).unwrap();
         assert!(answers(&kept, W8080) && !answers(&forbidden, W8080));
         assert_eq!(flows(bed).len(), 1);
+        // Row 46: what the server still has to say to the other goes nowhere.
+        let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        server.send(&Frame::udp(TARGET, "203.0.113.3:7000", b"late")).unwrap();
+        kept.send_to(b"x", W8080).unwrap();
+        let before = client.receive_until(DEADLINE, |packet| packet.payload == b"server x").unwrap();
+        assert!(before.iter().all(|packet| !packet.source.ip().is_private()), "{before:?}");
         bed.ctl(&["set", "web", "--allow", "any"]).unwrap();
         assert!(answers(&forbidden, W8080));
     }

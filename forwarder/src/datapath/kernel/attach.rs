@@ -7,7 +7,6 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,13 +15,13 @@ use aya::{
     programs::{
         ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkOrder, PinnedLink},
-        loaded_links,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
     sys::SyscallError,
 };
 
 use super::{
+    detach_link::detach_link,
     load::{TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
     owner,
 };
@@ -112,22 +111,18 @@ impl Links {
             self.attach_tc(ebpf, interface, TC_EGRESS, TcAttachType::Egress)?;
         } else {
             // It may have been external before.
-            remove(&self.path(interface.index, "tc-egress"));
+            let before = self.path(interface.index, "tc-egress");
+            if before.exists() {
+                release(&[before]);
+            }
         }
         let (kind, why) = choose(interface, mode);
         let Some(kind) = kind else {
             self.remove_xdp(interface.index, None);
             return Ok(Attached { xdp: None, tc, why });
         };
-        let changed_over = self.remove_xdp(interface.index, Some(kind));
-        let deadline = Instant::now() + if changed_over { RELEASE_LIMIT } else { Duration::ZERO };
-        let mut attached = self.attach_xdp(ebpf, interface, kind);
-        // Of a released link its number goes a moment before its program.
-        while matches!(attached, Err(NoXdp::Taken)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-            attached = self.attach_xdp(ebpf, interface, kind);
-        }
-        match attached {
+        self.remove_xdp(interface.index, Some(kind));
+        match self.attach_xdp(ebpf, interface, kind) {
             Ok(()) => Ok(Attached { xdp: Some(kind), tc, why }),
             Err(NoXdp::Taken) => {
                 let why = "another XDP program is attached here and stays; TC beside it".to_owned();
@@ -176,13 +171,11 @@ impl Links {
         self.dir.join(format!("{index}-{suffix}"))
     }
 
-    /// Returns whether one was there.
-    fn remove_xdp(&self, index: u32, but: Option<XdpKind>) -> bool {
+    fn remove_xdp(&self, index: u32, but: Option<XdpKind>) {
         let kinds = [XdpKind::Native, XdpKind::Generic].into_iter().filter(|kind| Some(*kind) != but);
         let paths = kinds.map(|kind| self.path(index, kind.pin_suffix()));
         let there: Vec<PathBuf> = paths.filter(|path| path.exists()).collect();
         release(&there);
-        !there.is_empty()
     }
 
     fn attach_xdp(&mut self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
@@ -331,22 +324,14 @@ fn remove(path: &Path) {
     }
 }
 
-/// How long the kernel may take to let go of links without a pin.
-const RELEASE_LIMIT: Duration = Duration::from_secs(2);
-
-/// Removes pinned links and waits until they are off their interfaces: the kernel frees a link some
-/// time after its last pin is gone (bpffs lets go of the inode after an RCU grace period), and until
-/// then no other program gets its place.
+/// Takes links off their interfaces, and removes their pins.
 fn release(paths: &[PathBuf]) {
-    let links = paths.iter().filter_map(|path| PinnedLink::from_pin(path).ok());
-    let ids: BTreeSet<u32> = links.filter_map(|link| Some(FdLink::from(link).info().ok()?.id())).collect();
-    paths.iter().for_each(|path| remove(path));
-    let deadline = Instant::now() + RELEASE_LIMIT;
-    while !ids.is_empty() && loaded_links().flatten().any(|link| ids.contains(&link.id())) {
-        if Instant::now() > deadline {
-            return log::warn!("the kernel has not yet let go of {} links", ids.len());
+    for path in paths {
+        if let Err(error) = detach_link(path) {
+            // Of an interface that is gone, for one: there is nothing to take it off from.
+            log::debug!("{}: {error}", path.display());
         }
-        std::thread::sleep(Duration::from_millis(2));
+        remove(path);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod attach;
 mod clock;
+mod detach_link;
 mod flows;
 mod load;
 mod owner;
