@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::ErrorBody;
-use crate::controller::{FlowView, Stats, Status};
+use crate::controller::{Added, FlowView, Stats, Status};
 use crate::rule::{Lifetime, Request, RuleId, RuleRef, RuleView};
 
 /// A controller that has not answered by then is taken for dead.
@@ -84,8 +85,9 @@ impl Client {
         self.get("/v1/stats".into()).await
     }
 
-    pub async fn add(&self, request: &Request) -> Result<RuleView> {
-        self.send(Method::POST, "/v1/rules".into(), request).await
+    pub async fn add(&self, request: &Request) -> Result<Added> {
+        let (status, bytes) = self.ask(Method::POST, "/v1/rules".into(), json(request)?).await?;
+        Ok(Added { rule: understood(&bytes)?, replaced: status == StatusCode::OK })
     }
 
     pub async fn set(&self, rule: &RuleRef, request: &Request) -> Result<RuleView> {
@@ -100,11 +102,11 @@ impl Client {
     pub async fn del(&self, rule: &RuleRef, drain: bool) -> Result<RuleView> {
         let path = rule_path(rule);
         let path = if drain { format!("{path}?drain=true") } else { path };
-        self.ask(Method::DELETE, path, Vec::new()).await
+        understood(&self.ask(Method::DELETE, path, Vec::new()).await?.1)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T> {
-        self.ask(Method::GET, path, Vec::new()).await
+        understood(&self.ask(Method::GET, path, Vec::new()).await?.1)
     }
 
     async fn send<T: DeserializeOwned>(
@@ -113,19 +115,17 @@ impl Client {
         path: String,
         body: &impl Serialize,
     ) -> Result<T> {
-        let body = serde_json::to_vec(body).map_err(|error| ClientError::Garbled(error.to_string()))?;
-        self.ask(method, path, body).await
+        understood(&self.ask(method, path, json(body)?).await?.1)
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: String, body: Vec<u8>) -> Result<T> {
+    /// The status and body of an answer that is no refusal.
+    async fn ask(&self, method: Method, path: String, body: Vec<u8>) -> Result<(StatusCode, Bytes)> {
         let (status, bytes) = match timeout(PATIENCE, self.exchange(method, path, body)).await {
             Ok(answer) => answer?,
             Err(_) => return Err(silent(&self.socket)),
         };
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|error| {
-                ClientError::Garbled(format!("the controller's answer is not understood: {error}"))
-            });
+            return Ok((status, bytes));
         }
         Err(match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(body) => ClientError::Refused { message: body.error, rule: body.rule },
@@ -160,6 +160,15 @@ impl Client {
     }
 }
 
+fn json(body: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(body).map_err(|error| ClientError::Garbled(error.to_string()))
+}
+
+fn understood<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ClientError::Garbled(format!("the controller's answer is not understood: {error}")))
+}
+
 fn rule_path(rule: &RuleRef) -> String {
     format!("/v1/rules/{}", encode(rule))
 }
@@ -175,11 +184,19 @@ fn silent(socket: &Path) -> ClientError {
     ))
 }
 
-fn unreachable(socket: &Path, error: &std::io::Error) -> ClientError {
-    let socket = socket.display();
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+}
+
+fn unreachable(path: &Path, error: &std::io::Error) -> ClientError {
+    let socket = path.display();
     ClientError::Unreachable(match error.kind() {
         ErrorKind::NotFound => {
             format!("no controller at {socket}: start forwarderd, or name its socket with --socket")
+        }
+        // Connecting to any other kind of file is refused in the same way.
+        ErrorKind::ConnectionRefused if !is_socket(path) => {
+            format!("{socket} is no socket: name the controller's with --socket")
         }
         ErrorKind::ConnectionRefused => {
             format!("the controller at {socket} is gone: start forwarderd again")

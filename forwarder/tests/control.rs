@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use forwarder::api::{ApiSocket, Bounds, LONGEST_BODY, serve};
 use forwarder::client::{Client, ClientError};
-use forwarder::controller::{Controller, Settings, Shared};
+use forwarder::controller::{Controller, Machine, Settings, Shared};
 use forwarder::ctl::args::Cli;
 use forwarder::ctl::{Failure, Report, Terminal, run};
 use forwarder::datapath::fake::FakeDatapath;
@@ -39,8 +39,8 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/forwarder.sock");
         let fake = FakeDatapath::with_capacity(1024);
-        let interface = |name: &str, address: &str| Interface {
-            index: 1,
+        let interface = |index: u32, name: &str, address: &str| Interface {
+            index,
             name: name.into(),
             mac: None,
             mtu: 1500,
@@ -48,13 +48,13 @@ impl Daemon {
             sends_for_xdp: None,
             addresses: vec![address.parse().unwrap()],
         };
-        let network =
-            Network { interfaces: vec![interface("wan", "203.0.113.10"), interface("lan", "10.0.0.1")] };
+        let network = Network {
+            interfaces: vec![interface(1, "wan", "203.0.113.10"), interface(2, "lan", "10.0.0.1")],
+        };
         let settings = Settings { external: vec!["wan".into()], internal: vec!["lan".into()] };
         let store = Store::open(directory.path()).unwrap();
-        let controller =
-            Controller::new(store, Box::new(fake.clone()), network, settings, |_, _, _| Ok(Vec::new()))
-                .unwrap();
+        let machine = Machine { find_listeners: |_, _, _| Ok(Vec::new()), find_egress: |_| Ok(Some(2)) };
+        let controller = Controller::new(store, Box::new(fake.clone()), network, settings, machine).unwrap();
         let (stop, stopped) = oneshot::channel();
         let bound = ApiSocket::bind(&socket).unwrap();
         let api = tokio::spawn(serve(bound, Shared::new(controller), bounds, async {
@@ -187,7 +187,7 @@ async fn the_text_of_each_command_names_the_rule() {
 #[tokio::test]
 async fn who_changes_is_written_down() {
     let daemon = Daemon::start();
-    let rule = daemon.client().add(&web()).await.unwrap();
+    let rule = daemon.client().add(&web()).await.unwrap().rule;
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap();
     assert_eq!(rule.created_by, user.name);
 }
@@ -392,9 +392,9 @@ async fn a_thousand_connections_cost_no_more_than_those_that_have_a_place() {
     }
     assert!(idle.len() > 100);
     idle.truncate(100);
-    let rule =
+    let added =
         tokio::time::timeout(Duration::from_secs(20), daemon.client().add(&web())).await.unwrap().unwrap();
-    assert_eq!(rule.state, State::Active);
+    assert_eq!(added.rule.state, State::Active);
 }
 
 #[tokio::test]

@@ -90,8 +90,9 @@ async fn add(
     JsonBody(request): JsonBody<Request>,
 ) -> Result<(StatusCode, Json<RuleView>), ApiError> {
     let Nothing {} = asked(query)?;
-    let rule = controller.run(move |controller| controller.add(&request, &user)).await?;
-    Ok((StatusCode::CREATED, Json(rule)))
+    let added = controller.run(move |controller| controller.add(&request, &user)).await?;
+    let status = if added.replaced { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(added.rule)))
 }
 
 async fn show(

@@ -3,12 +3,11 @@
 use std::io::{Write, stderr};
 use std::process::ExitCode;
 
-use clap::Parser;
 use forwarder::ctl::args::Cli;
 use forwarder::ctl::{Failure, Terminal, run};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match work(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

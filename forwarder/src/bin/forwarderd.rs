@@ -9,7 +9,7 @@ use clap::Parser;
 use env_logger::Env;
 use forwarder::api::{ApiSocket, Bounds, serve};
 use forwarder::config::{Cli, Command, Config, Flags};
-use forwarder::controller::{Controller, Settings, Shared};
+use forwarder::controller::{Controller, Machine, Settings, Shared};
 use forwarder::datapath::Options;
 use forwarder::datapath::kernel::{KernelDatapath, detach};
 use forwarder::network::Network;
@@ -78,7 +78,8 @@ async fn run(flags: &Flags) -> Result<()> {
     let networks = network::watch().await.context("cannot follow the interfaces")?;
     let datapath = KernelDatapath::open(options(&config, store.id()), &network)?;
     let settings = Settings { external: config.external.clone(), internal: config.internal.clone() };
-    let controller = Controller::new(store, Box::new(datapath), network, settings, listeners::find)?;
+    let machine = Machine { find_listeners: listeners::find, find_egress: network::find_egress };
+    let controller = Controller::new(store, Box::new(datapath), network, settings, machine)?;
     attend(flags, config, Shared::new(controller), socket, networks).await
 }
 

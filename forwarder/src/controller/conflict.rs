@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Error, Rules, Settings};
 use crate::network::Network;
-use crate::rule::{External, Invalid, Place, Rule, RuleId, Spec};
+use crate::rule::{External, Invalid, Place, Protocol, Rule, RuleId, RuleRef, Spec};
 
 /// Refuses a rule that this machine could not serve.
 pub fn check_place(spec: &Spec, settings: &Settings, network: &Network) -> Result<(), Invalid> {
@@ -56,11 +56,11 @@ pub fn same_name<'a>(spec: &Spec, rules: &'a Rules, except: Option<RuleId>) -> O
 
 /// The rules that have a port of the external already.
 pub fn overlapping<'a>(spec: &Spec, rules: &'a Rules, network: &Network) -> impl Iterator<Item = &'a Rule> {
-    others(rules, None).filter(move |rule| overlap(spec, &rule.spec, network))
+    others(rules, None).filter(move |rule| overlap((spec.protocol, &spec.external), &rule.spec, network))
 }
 
-pub fn name_taken(rule: &Rule) -> Error {
-    let message = format!("the name is that of {}: give another, or --replace it", rule.label());
+pub fn name_taken(rule: &Rule, advice: &str) -> Error {
+    let message = format!("the name is that of {}: {advice}", rule.label());
     Error::Conflict { message, rule: Some(rule.id) }
 }
 
@@ -81,10 +81,16 @@ fn others(rules: &Rules, except: Option<RuleId>) -> impl Iterator<Item = &Rule> 
     rules.values().filter(move |rule| !rule.draining && Some(rule.id) != except)
 }
 
-fn overlap(one: &Spec, other: &Spec, network: &Network) -> bool {
-    one.protocol.intersects(other.protocol)
-        && one.external.ports.intersects(other.external.ports)
-        && same_place(&one.external.place, &other.external.place, network)
+/// The rule that a `PROTO EXTERNAL` which names none most likely means: one that has a port of it.
+pub fn overlapping_reference<'a>(which: &RuleRef, rules: &'a Rules, network: &Network) -> Option<&'a Rule> {
+    let RuleRef::Mapping(protocol, external) = which else { return None };
+    others(rules, None).find(|rule| overlap((*protocol, external), &rule.spec, network))
+}
+
+fn overlap((protocol, external): (Protocol, &External), other: &Spec, network: &Network) -> bool {
+    protocol.intersects(other.protocol)
+        && external.ports.intersects(other.external.ports)
+        && same_place(&external.place, &other.external.place, network)
 }
 
 fn same_place(one: &Place, other: &Place, network: &Network) -> bool {

@@ -24,7 +24,8 @@ use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
 use crate::listeners::Listener;
 use crate::network::Network;
 use crate::rule::{
-    Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
+    Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, State, now,
+    quoted,
 };
 use crate::store::Store;
 
@@ -36,8 +37,22 @@ use resolve::{Resolution, resolve};
 
 type Rules = BTreeMap<RuleId, Rule>;
 
-/// Finds services of the router itself: protocol, addresses, ports.
-pub type FindListeners = fn(Protocol, &[IpAddr], PortRange) -> anyhow::Result<Vec<Listener>>;
+/// What the controller asks the machine when a rule changes.
+#[derive(Clone, Copy)]
+pub struct Machine {
+    /// Services of the router itself: protocol, addresses, ports.
+    pub find_listeners: fn(Protocol, &[IpAddr], PortRange) -> anyhow::Result<Vec<Listener>>,
+    /// The index of the interface that packets to an address leave by; nothing without a route.
+    pub find_egress: fn(IpAddr) -> anyhow::Result<Option<u32>>,
+}
+
+/// What adding has led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    pub rule: RuleView,
+    /// It took the place of a rule, and its id.
+    pub replaced: bool,
+}
 
 /// What a controller is told at its start, apart from the data path's own options.
 #[derive(Clone, Debug, Default)]
@@ -52,7 +67,7 @@ pub struct Controller {
     datapath: Box<dyn Datapath>,
     network: Network,
     settings: Settings,
-    find_listeners: FindListeners,
+    machine: Machine,
     /// What the store has.
     rules: Rules,
     resolutions: BTreeMap<RuleId, Resolution>,
@@ -83,7 +98,7 @@ impl Controller {
         datapath: Box<dyn Datapath>,
         network: Network,
         settings: Settings,
-        find_listeners: FindListeners,
+        machine: Machine,
     ) -> Result<Self, Error> {
         let rules = store.rules()?.into_iter().map(|rule| (rule.id, rule)).collect();
         let mut controller = Controller {
@@ -91,7 +106,7 @@ impl Controller {
             datapath,
             network,
             settings,
-            find_listeners,
+            machine,
             rules,
             resolutions: BTreeMap::new(),
             kernel: None,
@@ -103,39 +118,40 @@ impl Controller {
         };
         controller.check_slots()?;
         controller.commit(Change::default())?;
+        warnings::of_machine(&controller.settings).iter().for_each(|warning| warn!("{warning}"));
         Ok(controller)
     }
 
     /// Adds a rule, or with `replace` puts it in the place of the one that it collides with.
-    pub fn add(&mut self, request: &Request, user: &str) -> Result<RuleView, Error> {
+    pub fn add(&mut self, request: &Request, user: &str) -> Result<Added, Error> {
+        self.expire_due(now())?;
         let spec = request.new_spec()?;
         conflict::check_place(&spec, &self.settings, &self.network)?;
-        let Some(old) = self.in_the_way(&spec, request.replace)? else {
-            let mut warnings = Vec::new();
-            self.check_listeners(&spec, request.force, &mut warnings)?;
-            return self.insert(spec, request.lifetime, user, warnings);
-        };
         let mut warnings = Vec::new();
-        if old.spec.external != spec.external || old.spec.protocol != spec.protocol {
+        let Some(old) = self.in_the_way(&spec, request.replace)? else {
+            self.check_listeners(&spec, request.force, &mut warnings)?;
+            let rule = self.insert(spec, request.lifetime, user, warnings)?;
+            return Ok(Added { rule, replaced: false });
+        };
+        let spec = request.spec_in_place_of(&old.spec)?;
+        if old.moves_to(&spec) {
             self.check_listeners(&spec, request.force, &mut warnings)?;
         }
-        // A timed rule never becomes permanent by being written again.
-        if let (None, Some(end)) = (request.lifetime, old.expires_at) {
-            warnings
-                .push(format!("{} keeps its end, {end}: --lifetime never makes it permanent", old.label()));
-        }
-        self.update(&old, spec, request.lifetime, false, user, warnings)
+        warnings.extend(warnings::of_replacing(&old, &spec, request));
+        let rule = self.update(&old, spec, request.lifetime, false, user, warnings)?;
+        Ok(Added { rule, replaced: true })
     }
 
     /// Changes a rule in place.
     pub fn set(&mut self, which: &RuleRef, request: &Request, user: &str) -> Result<RuleView, Error> {
+        self.expire_due(now())?;
         let old = self.find_living(which)?;
         let spec = request.changed_spec(&old.spec)?;
         if spec.target != old.spec.target {
             conflict::check_target(&spec, &self.network)?;
         }
         if let Some(other) = conflict::same_name(&spec, &self.rules, Some(old.id)) {
-            return Err(conflict::name_taken(other));
+            return Err(conflict::name_taken(other, "give another"));
         }
         let mut warnings = Vec::new();
         if spec.enabled && !old.spec.enabled {
@@ -146,6 +162,7 @@ impl Controller {
 
     /// Gives a rule a new end, counted from now.
     pub fn renew(&mut self, which: &RuleRef, lifetime: Lifetime, user: &str) -> Result<RuleView, Error> {
+        self.expire_due(now())?;
         let old = self.find_living(which)?;
         if lifetime == Lifetime::Never {
             let line = "renewing needs an end, as 12h: `forwarderctl set RULE --lifetime never` makes a rule permanent";
@@ -160,7 +177,7 @@ impl Controller {
 
     /// Deletes a rule: its flows are cut, or with `drain` the established ones may end by themselves.
     ///
-    /// Gives the rule as it was last, or as it drains.
+    /// Gives the rule as it was last, but for its state.
     pub fn del(&mut self, which: &RuleRef, drain: bool, user: &str) -> Result<RuleView, Error> {
         let rule = self.find(which)?.clone();
         if drain {
@@ -174,7 +191,7 @@ impl Controller {
         let last = self.changed_view(&rule, Vec::new());
         self.commit(Change { remove: vec![rule.id], ..Change::default() })?;
         info!("{} deleted by {user}", rule.label());
-        Ok(last)
+        Ok(RuleView { state: State::Deleted, state_reason: None, ..last })
     }
 
     /// Removes the rules that have ended by `now` and gives their ids.
@@ -306,7 +323,7 @@ impl Controller {
         if spec == old.spec && expires_at == old.expires_at && !cut {
             return Ok(self.changed_view(old, warnings));
         }
-        let moved = spec.external != old.spec.external || spec.protocol != old.spec.protocol;
+        let moved = old.moves_to(&spec);
         let recheck = if spec.allow == old.spec.allow { Vec::new() } else { vec![old.id] };
         let rule = Rule {
             epoch: self.next_epoch(old, &spec, cut || moved)?,
@@ -413,7 +430,7 @@ impl Controller {
         if !replace {
             return match (found.first(), namesake) {
                 (Some(rule), _) => Err(conflict::port_taken(spec, rule)),
-                (None, Some(rule)) => Err(conflict::name_taken(rule)),
+                (None, Some(rule)) => Err(conflict::name_taken(rule, "give another, or --replace it")),
                 (None, None) => Ok(None),
             };
         }
@@ -437,7 +454,7 @@ impl Controller {
             return Ok(());
         }
         let addresses = conflict::external_addresses(&spec.external, &self.network);
-        let listeners = (self.find_listeners)(spec.protocol, &addresses, spec.external.ports)?;
+        let listeners = (self.machine.find_listeners)(spec.protocol, &addresses, spec.external.ports)?;
         let Some(first) = listeners.first() else { return Ok(()) };
         let more = match listeners.len() - 1 {
             0 => String::new(),
@@ -484,10 +501,13 @@ impl Controller {
         // A draining rule has given its name and its ports away: it comes last.
         let found = self.rules.values().filter(matches).min_by_key(|rule| rule.draining);
         found.ok_or_else(|| {
-            Error::NotFound(format!(
-                "there is no rule {}: see them with `forwarderctl list`",
-                quoted(&which.to_string())
-            ))
+            let advice = match conflict::overlapping_reference(which, &self.rules, &self.network) {
+                Some(rule) => {
+                    format!("{} has {} {}", rule.label(), rule.spec.protocol, rule.spec.external)
+                }
+                None => "see them with `forwarderctl list`".to_owned(),
+            };
+            Error::NotFound(format!("there is no rule {}: {advice}", quoted(&which.to_string())))
         })
     }
 

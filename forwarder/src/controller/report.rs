@@ -75,8 +75,8 @@ impl Controller {
     }
 
     pub fn show(&mut self, which: &RuleRef) -> Result<RuleView, Error> {
-        let id = self.find(which)?.id;
-        self.view(id)
+        let rule = self.find(which)?.clone();
+        Ok(RuleView { warnings: self.warnings(&rule), ..self.view(rule.id)? })
     }
 
     /// Live sessions of one rule or of all.
@@ -129,7 +129,7 @@ impl Controller {
                 State::Active => &mut rules.active,
                 State::Waiting => &mut rules.waiting,
                 State::Disabled => &mut rules.disabled,
-                State::Draining => &mut rules.draining,
+                State::Draining | State::Deleted => &mut rules.draining,
             } += 1;
         }
         Ok(Status {
@@ -153,12 +153,23 @@ impl Controller {
     }
 
     /// The rule after a change that is done: counters that cannot be read must not make it look undone.
-    pub(super) fn changed_view(&mut self, rule: &Rule, warnings: Vec<String>) -> RuleView {
+    pub(super) fn changed_view(&mut self, rule: &Rule, mut warnings: Vec<String>) -> RuleView {
+        warnings.extend(self.warnings(rule));
         let counters = self.datapath.counters(rule.slot).unwrap_or_else(|error| {
             warn!("cannot read the counters of {}: {error:#}", rule.label());
             RuleCounters::default()
         });
         RuleView { warnings, ..RuleView::new(rule, self.waiting(rule.id), counters) }
+    }
+
+    /// What would keep the rule from working.
+    fn warnings(&self, rule: &Rule) -> Vec<String> {
+        if rule.draining || !rule.spec.enabled {
+            return Vec::new();
+        }
+        let mut warnings = warnings::of_machine(&self.settings);
+        warnings.extend(warnings::of_rule(&rule.spec, &self.settings, &self.network, &self.machine));
+        warnings
     }
 
     fn waiting(&self, id: RuleId) -> Option<&str> {

@@ -6,7 +6,7 @@ use super::*;
 use crate::datapath::fake::FakeDatapath;
 use crate::datapath::{Count, FlowRecord};
 use crate::network::Interface;
-use crate::rule::State;
+use crate::rule::{AllowList, State};
 
 /// A controller on a fake data path, with `wan` at 203.0.113.10 and `lan` at 10.0.0.1.
 struct Bench {
@@ -15,9 +15,9 @@ struct Bench {
     controller: Controller,
 }
 
-fn interface(name: &str, addresses: &[&str]) -> Interface {
+fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
     Interface {
-        index: 1,
+        index,
         name: name.into(),
         mac: None,
         mtu: 1500,
@@ -28,7 +28,7 @@ fn interface(name: &str, addresses: &[&str]) -> Interface {
 }
 
 fn network(wan: &[&str]) -> Network {
-    Network { interfaces: vec![interface("wan", wan), interface("lan", &["10.0.0.1"])] }
+    Network { interfaces: vec![interface(1, "wan", wan), interface(2, "lan", &["10.0.0.1"])] }
 }
 
 fn nobody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Listener>> {
@@ -40,13 +40,17 @@ fn somebody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Liste
     Ok(vec![Listener { protocol: "tcp", address, process: Some(("sshd".into(), 812)) }])
 }
 
+fn machine() -> Machine {
+    Machine { find_listeners: nobody, find_egress: |_| Ok(Some(2)) }
+}
+
 fn settings() -> Settings {
     Settings { external: vec!["wan".into(), "ppp0".into()], internal: vec!["lan".into()] }
 }
 
 fn controller(directory: &Path, fake: &FakeDatapath, network: Network) -> Controller {
     let store = Store::open(directory).unwrap();
-    Controller::new(store, Box::new(fake.clone()), network, settings(), nobody).unwrap()
+    Controller::new(store, Box::new(fake.clone()), network, settings(), machine()).unwrap()
 }
 
 fn bench() -> Bench {
@@ -75,7 +79,7 @@ fn lasting(seconds: u64) -> Option<Lifetime> {
 
 impl Bench {
     fn add(&mut self, request: &Request) -> Result<RuleView, Error> {
-        self.controller.add(request, "alice")
+        self.controller.add(request, "alice").map(|added| added.rule)
     }
 
     fn refusal(&mut self, request: &Request) -> Error {
@@ -206,12 +210,71 @@ fn replace_takes_the_place_of_one_rule_and_only_one() {
     let old = bench.add(&web()).unwrap();
     let replacing = Request { replace: true, ..request("tcp+udp", "wan:8080", "10.0.0.11:81") };
     let new = bench.add(&replacing).unwrap();
-    assert_eq!((new.id, new.created_at, new.name), (old.id, old.created_at, None));
+    assert_eq!((new.id, new.created_at, new.name), (old.id, old.created_at, old.name));
     assert_eq!(bench.kernel(0).target, "10.0.0.11".parse::<IpAddr>().unwrap());
 
     bench.add(&request("tcp", "wan:8081", "10.0.0.11:80")).unwrap();
     let both = Request { replace: true, ..request("tcp", "wan:8080-8081", "10.0.0.11:80") };
-    assert!(bench.conflict(&both).0.contains("rule 1 and rule 2"));
+    assert!(bench.conflict(&both).0.contains("rule 1 (web) and rule 2"));
+}
+
+#[test]
+fn replacing_a_rule_keeps_its_allow_list_and_says_what_changes() {
+    let mut bench = bench();
+    let guarded = Request {
+        allow: Some(AllowList::parse(["192.0.2.0/24"]).unwrap()),
+        ..request("udp", "wan:5300-5310", "10.0.0.10:5300-5310")
+    };
+    bench.add(&guarded).unwrap();
+    let replacing = Request { replace: true, ..request("udp", "wan:5305", "10.0.0.11:53") };
+    let added = bench.controller.add(&replacing, "alice").unwrap();
+    assert!(added.replaced);
+    assert_eq!(added.rule.allow.to_string(), "192.0.2.0/24");
+    assert_eq!(bench.kernel(0).allow, added.rule.allow.networks());
+    let said = added.rule.warnings.join("\n");
+    assert!(said.contains("was udp wan:5300-5310 to 10.0.0.10:5300-5310"), "{said}");
+    assert!(said.contains("keeps its allow list, 192.0.2.0/24"), "{said}");
+    let open = Request { allow: Some(AllowList::default()), ..replacing };
+    assert!(bench.add(&open).unwrap().allow.is_empty());
+}
+
+#[test]
+fn a_rule_that_cannot_work_as_things_are_is_added_with_the_reason() {
+    let mut bench = bench();
+    let warned = |rule: RuleView, words: &str| {
+        assert!(rule.warnings.iter().any(|line| line.contains(words)), "{words}: {:?}", rule.warnings);
+    };
+    let rule = bench.add(&request("tcp", "198.51.100.7:80", "10.0.0.10:80")).unwrap();
+    warned(rule, "no interface of this router has 198.51.100.7");
+    bench.controller.machine.find_egress = |_| Ok(None);
+    warned(bench.add(&request("tcp", "wan:81", "10.0.0.10:80")).unwrap(), "no route to the target 10.0.0.10");
+    bench.controller.machine.find_egress = |_| Ok(Some(1));
+    warned(bench.add(&request("tcp", "wan:82", "10.0.0.10:80")).unwrap(), "leaves by wan");
+    warned(bench.controller.show(&RuleRef::Id(3)).unwrap(), "leaves by wan");
+    let past = Request { review_by: Some("2020-01-01".into()), ..request("tcp", "wan:83", "10.0.0.10:80") };
+    warned(bench.add(&past).unwrap(), "due on 2020-01-01");
+}
+
+#[test]
+fn who_names_no_rule_is_told_which_has_the_port() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    for which in ["tcp wan:8080", "udp 203.0.113.10:8080", "tcp+udp wan:8000-8100"] {
+        let error = bench.controller.show(&which.parse().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("rule 1 (web) has tcp+udp wan:8080"), "{error}");
+    }
+}
+
+#[test]
+fn a_rule_that_has_ended_is_not_renewed() {
+    let mut bench = bench();
+    let timed = bench.add(&Request { lifetime: lasting(60), ..web() }).unwrap();
+    // Its end comes before the tick that would remove it.
+    bench.controller.rules.get_mut(&timed.id).unwrap().expires_at = Some(now());
+    let renewed =
+        bench.controller.renew(&RuleRef::Id(timed.id), Lifetime::For(Duration::from_secs(60)), "alice");
+    assert!(matches!(renewed, Err(Error::NotFound(_))), "{renewed:?}");
+    assert!(bench.fake.state().rules.is_empty());
 }
 
 #[test]
@@ -254,7 +317,7 @@ fn a_rule_too_many_is_refused() {
 #[test]
 fn a_service_of_the_router_is_named_and_only_force_takes_its_port() {
     let mut bench = bench();
-    bench.controller.find_listeners = somebody;
+    bench.controller.machine.find_listeners = somebody;
     let (message, _) = bench.conflict(&request("tcp", "wan:22", "10.0.0.10:22"));
     assert!(message.contains("sshd (pid 812)") && message.contains("--force"), "{message}");
     let forced = bench.add(&Request { force: true, ..request("tcp", "wan:22", "10.0.0.10:22") }).unwrap();
@@ -455,7 +518,7 @@ fn a_failed_start_leaves_what_an_earlier_controller_forwards() {
     fake.state().refusals = 1;
     let store = Store::open(directory.path()).unwrap();
     let network = network(&["203.0.113.10"]);
-    assert!(Controller::new(store, Box::new(fake.clone()), network, settings(), nobody).is_err());
+    assert!(Controller::new(store, Box::new(fake.clone()), network, settings(), machine()).is_err());
     assert_eq!(fake.state().rules.len(), 2);
 }
 
@@ -479,7 +542,7 @@ fn a_rule_may_wait_for_an_interface_that_is_configured_but_not_there_yet() {
     let rule = bench.add(&request("tcp", "ppp0:80", "10.0.0.10:80")).unwrap();
     assert_eq!(rule.state, State::Waiting);
     let mut later = network(&["203.0.113.10"]);
-    later.interfaces.push(interface("ppp0", &["192.0.2.5", "2001:db8::5"]));
+    later.interfaces.push(interface(3, "ppp0", &["192.0.2.5", "2001:db8::5"]));
     bench.controller.network_changed(later);
     assert_eq!(bench.kernel(0).externals, ["192.0.2.5".parse::<IpAddr>().unwrap()]);
 }
@@ -505,7 +568,7 @@ fn tables_that_became_too_small_are_refused_at_the_start() {
     let store = Store::open(bench.directory.path()).unwrap();
     let network = network(&["203.0.113.10"]);
     let error =
-        Controller::new(store, Box::new(bench.fake.clone()), network, settings(), nobody).err().unwrap();
+        Controller::new(store, Box::new(bench.fake.clone()), network, settings(), machine()).err().unwrap();
     assert!(error.to_string().contains("[tables]"), "{error}");
 }
 

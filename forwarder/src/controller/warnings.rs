@@ -1,13 +1,17 @@
-//! What about the machine would keep rules from working.
+//! What would keep rules from working, or work otherwise than a user may expect; each line says how to mend it.
 
 use std::fs;
 use std::path::Path;
 
-use super::Settings;
+use super::{Machine, Settings};
+use crate::network::Network;
+use crate::rule::{Place, PortRange, Request, Rule, Spec, now};
 
-/// Looks at the machine's settings; every line says how to mend what it names.
+const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
+
+/// Looks at the machine's settings.
 pub fn of_machine(settings: &Settings) -> Vec<String> {
-    of_sysctls(Path::new("/proc/sys/net/ipv4"), settings)
+    of_sysctls(Path::new(IPV4_SETTINGS), settings)
 }
 
 fn of_sysctls(ipv4: &Path, settings: &Settings) -> Vec<String> {
@@ -26,6 +30,92 @@ fn of_sysctls(ipv4: &Path, settings: &Settings) -> Vec<String> {
             format!("IPv4 forwarding is off on {name}, so nothing that enters there is forwarded: sysctl -w {sysctl}=1")
         })
         .collect()
+}
+
+/// Looks at a rule as this machine would serve it now.
+pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Machine) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Place::Address(address) = spec.external.place
+        && !network.owns(address)
+    {
+        warnings.push(format!(
+            "no interface of this router has {address}: packets to it come in only where it is routed to this router"
+        ));
+    }
+    warnings.extend(of_egress(spec, settings, network, machine));
+    if let Some(own) = ephemeral_ports(Path::new(IPV4_SETTINGS))
+        && own.intersects(spec.external.ports)
+    {
+        warnings.push(format!(
+            "ports {} are among those of the router's own connections ({own}), whose answers the rule would take: give others, or narrow net.ipv4.ip_local_port_range",
+            spec.external.ports
+        ));
+    }
+    if let Some(day) = spec.review_by
+        && day < now().to_zoned(jiff::tz::TimeZone::UTC).date()
+    {
+        warnings.push(format!(
+            "its review was due on {day}: look whether it is still wanted, then set --review-by"
+        ));
+    }
+    warnings
+}
+
+/// Whether packets to the target leave towards the inside.
+fn of_egress(spec: &Spec, settings: &Settings, network: &Network, machine: &Machine) -> Option<String> {
+    let target = spec.target.address;
+    let index = match (machine.find_egress)(target) {
+        Ok(Some(index)) => index,
+        Ok(None) => {
+            return Some(format!(
+                "there is no route to the target {target}: its packets are dropped until there is one"
+            ));
+        }
+        Err(error) => {
+            log::debug!("the route to {target} cannot be asked for: {error:#}");
+            return None;
+        }
+    };
+    let name = network
+        .interfaces
+        .iter()
+        .find(|interface| interface.index == index)
+        .map(|interface| &interface.name)?;
+    (!settings.internal.contains(name)).then(|| {
+        let internal = settings.internal.join(", ");
+        format!("the route to the target {target} leaves by {name}, and the internal interfaces are {internal}: its packets are dropped (wrong-egress)")
+    })
+}
+
+/// The ports from which the router opens connections of its own.
+fn ephemeral_ports(ipv4: &Path) -> Option<PortRange> {
+    let text = fs::read_to_string(ipv4.join("ip_local_port_range")).ok()?;
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    PortRange::new(first.parse().ok()?, last.trim().parse().ok()?).ok()
+}
+
+/// Says what a rule that takes another's place gives up, and what it keeps without being told.
+pub fn of_replacing(old: &Rule, spec: &Spec, request: &Request) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if old.moves_to(spec) {
+        let Spec { protocol, external, target, .. } = &old.spec;
+        warnings.push(format!(
+            "{} was {protocol} {external} to {target}, of which only what is named again stays mapped",
+            old.label()
+        ));
+    }
+    if request.allow.is_none() && !spec.allow.is_empty() {
+        warnings.push(format!(
+            "{} keeps its allow list, {}: --allow any opens it to everyone",
+            old.label(),
+            spec.allow
+        ));
+    }
+    // A timed rule never becomes permanent by being written again.
+    if let (None, Some(end)) = (request.lifetime, old.expires_at) {
+        warnings.push(format!("{} keeps its end, {end}: --lifetime never makes it permanent", old.label()));
+    }
+    warnings
 }
 
 #[cfg(test)]
@@ -48,5 +138,16 @@ mod tests {
         assert!(machine("0\n", "0\n")[0].contains("sysctl -w net.ipv4.ip_forward=1"));
         assert!(machine("1\n", "0\n")[0].contains("sysctl -w net/ipv4/conf/wan/forwarding=1"));
         assert_eq!(machine("1\n", "1\n"), [""; 0]);
+    }
+
+    #[test]
+    fn the_ports_of_the_routers_own_connections_are_read_as_the_kernel_writes_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let ports = |text: &str| {
+            fs::write(directory.path().join("ip_local_port_range"), text).unwrap();
+            ephemeral_ports(directory.path())
+        };
+        assert_eq!(ports("32768\t60999\n"), PortRange::new(32_768, 60_999).ok());
+        assert_eq!(ports("nonsense"), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::DEFAULT_SOCKET;
@@ -25,6 +26,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show how the controller fares, and what carries packets on each interface
+    ///
+    /// Of the tables, `rules` counts rules, `ports` the pages of 64 ports that they have, `flows` and
+    /// `half-open` sessions.
     #[command(after_help = "Example:\n  forwarderctl status")]
     Status,
     /// Add a rule
@@ -44,6 +48,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  forwarderctl del web 7\n  forwarderctl del tcp wan:8080 --drain")]
     Del(Del),
     /// Show all rules
+    ///
+    /// IN is towards the target. SESS counts the established sessions of now, without those that
+    /// are half-open or closing; `flows` shows all. ALLOW has the first network and how many more.
     #[command(after_help = "Example:\n  forwarderctl list --json")]
     List,
     /// Show all about one rule
@@ -54,6 +61,8 @@ pub enum Command {
         rule: Vec<String>,
     },
     /// Show live sessions, of one rule or of all
+    ///
+    /// IN is towards the target.
     #[command(after_help = "Example:\n  forwarderctl flows web")]
     Flows {
         /// Id, name, or PROTO EXTERNAL
@@ -79,15 +88,16 @@ pub struct Add {
     #[command(flatten)]
     pub options: Options,
     /// How long it lives, as 90s, 10m, 12h, 30d, or never
-    #[arg(long, value_name = "DUR")]
+    #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
     pub lifetime: Option<String>,
-    /// Hosts inside may not reach the external address
+    /// Hosts inside may not reach the external address (they never do: hairpin is not built yet)
     #[arg(long)]
     pub no_hairpin: bool,
     /// Keep it without letting it forward yet
     #[arg(long)]
     pub disabled: bool,
-    /// Take the place of the one rule that it would collide with
+    /// Take the place of the one rule that it would collide with: what is not named here, above all
+    /// its allow list and its end, stays as it was
     #[arg(long)]
     pub replace: bool,
 }
@@ -106,9 +116,9 @@ pub struct Set {
     #[command(flatten)]
     pub options: Options,
     /// A new end counted from now, as 90s, 10m, 12h, 30d; or never, which makes it permanent
-    #[arg(long, value_name = "DUR")]
+    #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
     pub lifetime: Option<String>,
-    /// Hosts inside may reach the external address
+    /// Hosts inside may reach the external address (not built yet: it is kept, and has no effect)
     #[arg(long, conflicts_with = "no_hairpin")]
     pub hairpin: bool,
     /// Hosts inside may not reach the external address
@@ -125,27 +135,28 @@ pub struct Set {
 #[derive(Debug, Default, Args)]
 pub struct Options {
     /// A name to call it by
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub name: Option<String>,
     /// Who answers for it
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub owner: Option<String>,
     /// What it is for
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub purpose: Option<String>,
     /// When somebody should look whether it is still wanted, as 2026-12-31
     #[arg(long, value_name = "DATE")]
     pub review_by: Option<String>,
-    /// Sources that may use it; `any` for everyone
-    #[arg(long, value_name = "CIDR", num_args = 1..)]
+    /// Sources that may use it, separated by spaces or commas; `any` for everyone. Takes all words
+    /// up to the next option: write it last
+    #[arg(long, value_name = "CIDR", num_args = 1.., value_delimiter = ',')]
     pub allow: Vec<String>,
-    /// Most sessions at once
+    /// Most sessions at once (not built yet: refused)
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<u64>,
-    /// Most sessions at once of one source
+    /// Most sessions at once of one source (not built yet: refused)
     #[arg(long, value_name = "N")]
     pub max_sessions_per_source: Option<u64>,
-    /// Most new sessions a second
+    /// Most new sessions a second (not built yet: refused)
     #[arg(long, value_name = "N")]
     pub new_per_second: Option<u64>,
     /// Which way its packets take
@@ -160,7 +171,7 @@ pub struct Options {
 pub enum Way {
     /// The forwarder's own path
     Fast,
-    /// The host's routing and firewall
+    /// The host's routing and firewall (not built yet: refused)
     Stack,
 }
 
@@ -170,7 +181,7 @@ pub struct Renew {
     #[arg(required = true, num_args = 1..=2, value_name = "RULE")]
     pub rule: Vec<String>,
     /// How long from now, as 90s, 10m, 12h, 30d
-    #[arg(long, value_name = "DUR")]
+    #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
     pub lifetime: String,
 }
 
@@ -182,6 +193,22 @@ pub struct Del {
     /// Let established flows end by themselves
     #[arg(long)]
     pub drain: bool,
+}
+
+impl Cli {
+    /// Reads this process's arguments, or says what is wrong with them and ends it.
+    pub fn read() -> Self {
+        Cli::try_parse().unwrap_or_else(|error| explained(error, std::env::args()).exit())
+    }
+}
+
+/// Says where missing words may have gone.
+fn explained(mut error: clap::Error, mut arguments: impl Iterator<Item = String>) -> clap::Error {
+    if error.kind() == ErrorKind::MissingRequiredArgument && arguments.any(|word| word == "--allow") {
+        let tip = "--allow takes all words up to the next option: write it after PROTO EXTERNAL TARGET";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 impl Add {
@@ -284,7 +311,7 @@ mod tests {
     fn all_options_arrive() {
         let request = read(
             "add tcp+udp wan:80-81 10.0.0.10:80-81 --name web --owner ops --purpose site --review-by 2030-01-01 \
-             --lifetime 12h --allow 192.0.2.0/24 198.51.100.7 --no-hairpin --via fast --disabled --force --replace",
+             --lifetime 12h --allow 192.0.2.0/24,198.51.100.7 203.0.113.0/24 --no-hairpin --via fast --disabled --force --replace",
         )
         .unwrap();
         assert_eq!(
@@ -292,7 +319,7 @@ mod tests {
             serde_json::json!({
                 "protocol": "tcp+udp", "external": "wan:80-81", "target": "10.0.0.10:80-81", "name": "web",
                 "owner": "ops", "purpose": "site", "review_by": "2030-01-01", "lifetime": "12h",
-                "allow": ["192.0.2.0/24", "198.51.100.7/32"], "hairpin": false, "via": "fast", "enabled": false,
+                "allow": ["192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24"], "hairpin": false, "via": "fast", "enabled": false,
                 "force": true, "replace": true,
             })
         );
@@ -310,6 +337,19 @@ mod tests {
     }
 
     #[test]
+    fn words_that_went_to_the_allow_list_are_missed_with_a_hint() {
+        let hint = |line: &str| {
+            let words = || line.split(' ').map(str::to_owned);
+            let error = Cli::try_parse_from(words()).unwrap_err();
+            explained(error, words()).to_string()
+        };
+        assert!(
+            hint("forwarderctl add --allow 192.0.2.0/24 tcp wan:80 10.0.0.1:80").contains("write it after")
+        );
+        assert!(!hint("forwarderctl add tcp wan:80").contains("--allow takes"));
+    }
+
+    #[test]
     fn bad_values_are_refused_in_one_line_without_a_controller() {
         for line in [
             "add icmp wan:80 10.0.0.1:80",
@@ -323,6 +363,9 @@ mod tests {
             "add tcp wan:80-89 10.0.0.1:80-88",
             "add tcp wan:80 10.0.0.1:80 --lifetime 0",
             "add tcp wan:80 10.0.0.1:80 --lifetime soon",
+            "add tcp wan:80 10.0.0.1:80 --lifetime -5s",
+            "add tcp wan:80 10.0.0.1:80 --name -x",
+            "add tcp wan:80 10.0.0.1:80 --allow ::/0",
             "add tcp wan:80 10.0.0.1:80 --review-by soon",
             "add tcp wan:80 10.0.0.1:80 --allow 10.0.0.0/33",
             "add tcp wan:80 10.0.0.1:80 --name 12",

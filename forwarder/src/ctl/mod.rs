@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind, Write};
 use serde::Serialize;
 
 use crate::client::{Client, ClientError};
+use crate::controller::Added;
 use crate::rule::{Invalid, Lifetime, RuleRef, RuleView, now};
 use args::{Cli, Command};
 
@@ -91,8 +92,8 @@ pub async fn run(cli: &Cli, terminal: Terminal) -> Result<Report, Failure> {
             answer(json, &status, || show::status(&status, terminal))
         }
         Command::Add(add) => {
-            let rule = client.add(&add.request()?).await?;
-            changed(json, rule, "added")
+            let Added { rule, replaced } = client.add(&add.request()?).await?;
+            changed(json, rule, if replaced { "replaced" } else { "added" })
         }
         Command::Set(set) => {
             let which = one_rule(&set.rule)?;

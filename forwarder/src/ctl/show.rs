@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::human;
 use super::table::{Field, Kind, Terminal, render};
 use crate::controller::{FlowView, Stats, Status};
-use crate::rule::{Limits, RuleView, State};
+use crate::rule::{AllowList, Limits, RuleView, State};
 
 const TEXT: Kind = Kind::Text;
 const WORD: Kind = Kind::Word;
@@ -19,13 +19,17 @@ pub fn line(rule: &RuleView, verb: &str) -> String {
     let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let end = rule.expires_at.map(|end| format!(", until {end}")).unwrap_or_default();
     let reason = rule.state_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let state = match rule.state {
+        State::Deleted => String::new(),
+        state => format!(" [{state}{reason}]"),
+    };
     format!(
-        "rule {}{name} {verb}: {} {} to {}{end} [{}{reason}]\n",
-        rule.id, rule.protocol, rule.external, rule.target, rule.state
+        "rule {}{name} {verb}: {} {} to {}{end}{state}\n",
+        rule.id, rule.protocol, rule.external, rule.target
     )
 }
 
-/// The table of rules; `IN` and `OUT` are packets.
+/// The table of rules.
 pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
     if rules.is_empty() {
         return "no rules: add one as `forwarderctl add tcp wan:8080 10.0.0.10:80`\n".to_owned();
@@ -36,10 +40,11 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
         ("PROTO", WORD),
         ("EXTERNAL", TEXT),
         ("TARGET", TEXT),
+        ("ALLOW", TEXT),
         ("STATE", WORD),
         ("EXPIRES", WORD),
-        ("IN", NUMBER),
-        ("OUT", NUMBER),
+        ("PKTS IN", NUMBER),
+        ("PKTS OUT", NUMBER),
         ("SESS", NUMBER),
         ("DROPS", NUMBER),
     ];
@@ -51,6 +56,7 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
             rule.protocol.into(),
             (&rule.external).into(),
             rule.target.into(),
+            allowed(&rule.allow).into(),
             state(rule.state),
             human::end(rule.expires_at, now).into(),
             counters.packets_in.into(),
@@ -88,13 +94,14 @@ pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
         ("review by", rule.review_by.map_or("-".to_owned(), |date| date.to_string()).into()),
         ("created", format!("{} by {}", rule.created_at, rule.created_by).into()),
         ("changed", rule.changed_at.into()),
-        ("in", format!("{} packets, {}", counters.packets_in, human::bytes(counters.bytes_in)).into()),
-        ("out", format!("{} packets, {}", counters.packets_out, human::bytes(counters.bytes_out)).into()),
+        ("in", carried(counters.packets_in, counters.bytes_in).into()),
+        ("out", carried(counters.packets_out, counters.bytes_out).into()),
         ("sessions", format!("{} now, {} in all", counters.sessions_active, counters.sessions_total).into()),
     ]);
     let dropped =
         counters.dropped.iter().map(|(reason, count)| ("dropped", format!("{count} {reason}").into()));
-    let rows = facts.into_iter().chain(dropped).map(|(key, value)| vec![key.into(), value]);
+    let warnings = rule.warnings.iter().map(|warning| ("warning", warning.into()));
+    let rows = facts.into_iter().chain(dropped).chain(warnings).map(|(key, value)| vec![key.into(), value]);
     render(&[("", WORD), ("", TEXT)], rows.collect(), terminal)
 }
 
@@ -111,8 +118,8 @@ pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
         ("STATE", WORD),
         ("AGE", NUMBER),
         ("IDLE", NUMBER),
-        ("IN", NUMBER),
-        ("OUT", NUMBER),
+        ("BYTES IN", NUMBER),
+        ("BYTES OUT", NUMBER),
     ];
     let row = |flow: &FlowView| {
         vec![
@@ -159,7 +166,14 @@ pub fn stats(stats: &Stats, terminal: Terminal) -> String {
             dropped.join(", ").into(),
         ]
     });
-    let by_rule = render(&header, rows.collect(), terminal);
+    let by_rule = if stats.rules.is_empty() {
+        "no rules\n".to_owned()
+    } else {
+        render(&header, rows.collect(), terminal)
+    };
+    if stats.reasons.is_empty() {
+        return format!("{by_rule}\nno packets\n");
+    }
     let header =
         [("PATH", WORD), ("VERDICT", WORD), ("REASON", TEXT), ("PACKETS", NUMBER), ("BYTES", NUMBER)];
     let rows = stats.reasons.iter().map(|reason| {
@@ -194,7 +208,7 @@ pub fn status(status: &Status, terminal: Terminal) -> String {
     });
     text += "\n";
     text += &render(&header, rows.collect(), terminal);
-    let header = [("TABLE", TEXT), ("ENTRIES", NUMBER), ("CAPACITY", NUMBER)];
+    let header = [("TABLE", TEXT), ("IN USE", NUMBER), ("CAPACITY", NUMBER)];
     let rows = status
         .tables
         .iter()
@@ -213,8 +227,22 @@ fn state(state: State) -> Field {
         State::Waiting => Color::Yellow,
         State::Disabled => Color::DarkGrey,
         State::Draining => Color::Cyan,
+        State::Deleted => Color::Red,
     };
     Field::coloured(state, colour)
+}
+
+/// Whom a rule lets in, short enough for a column.
+fn allowed(allow: &AllowList) -> String {
+    match allow.networks() {
+        [] => "any".to_owned(),
+        [network] => network.to_string(),
+        [first, more @ ..] => format!("{first} +{}", more.len()),
+    }
+}
+
+fn carried(packets: u64, bytes: u64) -> String {
+    format!("{packets} packet{}, {}", if packets == 1 { "" } else { "s" }, human::bytes(bytes))
 }
 
 fn limits(limits: &Limits) -> String {

@@ -5,7 +5,7 @@ mod xdp_features;
 
 use std::net::IpAddr;
 
-pub use netlink::{snapshot, watch};
+pub use netlink::{find_egress, snapshot, watch};
 
 /// A snapshot of what the machine has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

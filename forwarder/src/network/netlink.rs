@@ -1,5 +1,6 @@
 //! Reading and following through rtnetlink.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -7,9 +8,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     address::AddressAttribute,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    route::RouteAttribute,
 };
-use rtnetlink::{Handle, MulticastGroup};
-use tokio::{sync::mpsc, time::timeout};
+use nix::errno::Errno;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::{runtime::Handle as Runtime, sync::mpsc, time::timeout};
 
 use super::{Interface, Network, xdp_features};
 
@@ -65,6 +68,44 @@ pub async fn watch() -> Result<mpsc::Receiver<Network>> {
         }
     });
     Ok(receiver)
+}
+
+/// The index of the interface that packets to `address` leave by; nothing where no route leads there.
+///
+/// Asks and waits: to be called where a task may block.
+pub fn find_egress(address: IpAddr) -> Result<Option<u32>> {
+    Runtime::try_current()?.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let task = tokio::spawn(connection);
+        let found = egress(&handle, address).await;
+        task.abort();
+        found
+    })
+}
+
+async fn egress(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
+    let question = match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+        IpAddr::V6(address) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+        }
+    };
+    match handle.route().get(question).execute().try_next().await {
+        Ok(route) => {
+            Ok(route.iter().flat_map(|route| &route.attributes).find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            }))
+        }
+        Err(rtnetlink::Error::NetlinkError(answer)) if is_unreachable(&answer.to_io()) => Ok(None),
+        Err(error) => Err(error).context("cannot ask for a route"),
+    }
+}
+
+/// No route, or one that says so (`unreachable`, `prohibit` and `blackhole` ones).
+fn is_unreachable(error: &std::io::Error) -> bool {
+    let says_so = [Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
+    error.raw_os_error().is_some_and(|code| says_so.contains(&Errno::from_raw(code)))
 }
 
 async fn read(handle: &Handle) -> Result<Network> {

@@ -54,6 +54,11 @@ impl Rule {
     pub fn label(&self) -> Label<'_> {
         Label(self)
     }
+
+    /// Whether it would be reached elsewhere with this spec.
+    pub fn moves_to(&self, spec: &Spec) -> bool {
+        (&self.spec.external, self.spec.protocol) != (&spec.external, spec.protocol)
+    }
 }
 
 /// How messages name a rule: `rule 3 (web)`.

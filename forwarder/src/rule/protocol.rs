@@ -41,7 +41,7 @@ impl FromStr for Protocol {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
+        match text.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Protocol::Tcp),
             "udp" => Ok(Protocol::Udp),
             "tcp+udp" => Ok(Protocol::TcpUdp),
@@ -61,7 +61,8 @@ mod tests {
         for text in ["tcp", "udp", "tcp+udp"] {
             assert_eq!(text.parse::<Protocol>().unwrap().to_string(), text);
         }
-        for text in ["", "TCP", "icmp", "udp+tcp", "tcp "] {
+        assert_eq!("TCP".parse(), Ok(Protocol::Tcp));
+        for text in ["", "icmp", "udp+tcp", "tcp "] {
             assert!(text.parse::<Protocol>().is_err(), "{text}");
         }
     }

@@ -52,7 +52,8 @@ pub struct Spec {
 /// What a request says about a rule: the body of `POST /v1/rules` and of `PATCH /v1/rules/{id}`.
 ///
 /// Adding needs `protocol`, `external` and `target`. Everything that is not said keeps its
-/// value, or its default where the rule is new. An empty text takes a text away.
+/// value, also that of a rule that is replaced, or its default where the rule is new. An empty
+/// text takes a text away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
@@ -102,14 +103,7 @@ fn is_false(flag: &bool) -> bool {
 impl Request {
     /// The rule that this asks to add.
     pub fn new_spec(&self) -> Result<Spec, Invalid> {
-        let (Some(protocol), Some(external), Some(target)) =
-            (self.protocol, self.external.clone(), self.target)
-        else {
-            refuse!("protocol, external and target are needed, as \"tcp\", \"wan:8080\", \"10.0.0.10:80\"");
-        };
-        if self.cut {
-            refuse!("cut belongs to a change of a rule: leave it out when adding");
-        }
+        let (protocol, external, target) = self.mapping()?;
         let bare = Spec {
             name: None,
             protocol,
@@ -125,6 +119,27 @@ impl Request {
             review_by: None,
         };
         self.apply(&bare)
+    }
+
+    /// The rule that this asks to put in the place of `old`. What it does not say stays: above
+    /// all nobody gets in whom the old rule kept out.
+    pub fn spec_in_place_of(&self, old: &Spec) -> Result<Spec, Invalid> {
+        let (protocol, external, target) = self.mapping()?;
+        // Adding has no word for it.
+        let enabled = true;
+        self.apply(&Spec { protocol, external, target, enabled, ..old.clone() })
+    }
+
+    fn mapping(&self) -> Result<(Protocol, External, Target), Invalid> {
+        let (Some(protocol), Some(external), Some(target)) =
+            (self.protocol, self.external.clone(), self.target)
+        else {
+            refuse!("protocol, external and target are needed, as \"tcp\", \"wan:8080\", \"10.0.0.10:80\"");
+        };
+        if self.cut {
+            refuse!("cut belongs to a change of a rule: leave it out when adding");
+        }
+        Ok((protocol, external, target))
     }
 
     /// What `spec` becomes by this change.
@@ -198,7 +213,21 @@ impl Spec {
                 "external has {outside} port(s) and target {inside}: make the ranges equally long, or give one target port"
             );
         }
+        self.check_allow()?;
         self.check_enforced()
+    }
+
+    /// A list without a network of the rule's family would let nobody in.
+    fn check_allow(&self) -> Result<(), Invalid> {
+        let networks = self.allow.networks();
+        let ipv4 = self.target.address.is_ipv4();
+        if !networks.is_empty() && networks.iter().all(|network| network.addr().is_ipv4() != ipv4) {
+            let (family, example) = if ipv4 { ("IPv4", "0.0.0.0/0") } else { ("IPv6", "::/0") };
+            refuse!(
+                "the allow list has no {family} network, so nobody could use this rule: add one, as {example}, or write any"
+            );
+        }
+        Ok(())
     }
 
     fn check_families(&self) -> Result<(), Invalid> {
@@ -302,6 +331,35 @@ mod tests {
         assert!(stack.new_spec().unwrap_err().to_string().contains("not built yet"));
         let hairpin = Request { hairpin: Some(false), ..request("wan:80", "10.0.0.10:80") };
         assert!(!hairpin.new_spec().unwrap().hairpin);
+    }
+
+    #[test]
+    fn an_allow_list_of_the_other_family_alone_is_refused() {
+        let allowing = |networks: &[&str]| Request {
+            allow: Some(AllowList::parse(networks.iter().copied()).unwrap()),
+            ..request("wan:80", "10.0.0.10:80")
+        };
+        assert!(allowing(&["::/0"]).new_spec().unwrap_err().to_string().contains("no IPv4 network"));
+        assert!(allowing(&["::/0", "192.0.2.0/24"]).new_spec().is_ok());
+    }
+
+    #[test]
+    fn what_replaces_a_rule_keeps_all_that_it_does_not_name() {
+        let old = Request {
+            name: Some("web".into()),
+            owner: Some("ops".into()),
+            allow: Some(AllowList::parse(["192.0.2.0/24"]).unwrap()),
+            hairpin: Some(false),
+            enabled: Some(false),
+            ..request("wan:80", "10.0.0.10:80")
+        };
+        let old = old.new_spec().unwrap();
+        let replacing = request("wan:80-89", "10.0.0.11:80-89");
+        let spec = replacing.spec_in_place_of(&old).unwrap();
+        let (external, target) = (replacing.external.clone().unwrap(), replacing.target.unwrap());
+        assert_eq!(spec, Spec { external, target, enabled: true, ..old.clone() });
+        let open = Request { allow: Some(AllowList::default()), ..replacing };
+        assert!(open.spec_in_place_of(&old).unwrap().allow.is_empty(), "unless it is named");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum State {
     Disabled,
     /// Deleted; established flows may still end by themselves.
     Draining,
+    /// In the answer to its deletion alone.
+    Deleted,
 }
 
 impl fmt::Display for State {
@@ -29,6 +31,7 @@ impl fmt::Display for State {
             State::Waiting => "waiting",
             State::Disabled => "disabled",
             State::Draining => "draining",
+            State::Deleted => "deleted",
         })
     }
 }

@@ -265,12 +265,14 @@ impl FlowTables {
         Ok(self.seen.sessions.get(&slot).copied().unwrap_or(0))
     }
 
+    /// Sessions in the established and in the half-open table.
     pub fn fill(&mut self, rules: &RuleTables) -> Result<[TableFill; 2]> {
         self.look(rules)?;
+        // A session has two entries; of half-open ones the kernel may have evicted one.
         let fill = |name: &str, at: usize| TableFill {
             name: name.to_owned(),
-            entries: self.seen.entries[at],
-            capacity: self.capacity[at],
+            entries: self.seen.entries[at].div_ceil(2),
+            capacity: self.capacity[at] / 2,
         };
         Ok([fill("flows", 0), fill("half-open", 1)])
     }
