@@ -35,9 +35,12 @@ pub enum Command {
     /// Take programs, maps and filters off this machine, with or without a running controller
     #[command(after_help = "Example:\n  forwarderd detach --pin-dir /sys/fs/bpf/forwarder")]
     Detach {
-        /// Where they are pinned
-        #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
-        pin_dir: PathBuf,
+        /// Where they are pinned [default: as in the configuration, or /sys/fs/bpf/forwarder]
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<PathBuf>,
+        /// Configuration file of the forwarderd that made them [default: /etc/forwarder/forwarder.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Read a configuration file and say what is wrong with it
     #[command(after_help = "Example:\n  forwarderd check-config /etc/forwarder/forwarder.toml")]
@@ -98,11 +101,15 @@ struct File {
 impl Config {
     /// Reads the file that the flags name, or the usual one where there is one, and lets the flags win.
     pub fn load(flags: &Flags) -> Result<Self> {
-        let file = match &flags.config {
-            Some(path) => read(path)?,
-            None => read_if_there(Path::new(DEFAULT_CONFIG))?,
-        };
-        Config::merge(flags.clone(), file)
+        Config::merge(flags.clone(), read_named(flags)?)
+    }
+
+    /// The directory of pins alone, for which the rest need not be right.
+    pub fn pin_dir(flags: &Flags) -> Result<PathBuf> {
+        match &flags.pin_dir {
+            Some(path) => Ok(path.clone()),
+            None => Ok(read_named(flags)?.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into())),
+        }
     }
 
     /// Reads one file for itself. It may leave out what flags can give.
@@ -155,6 +162,10 @@ impl Config {
         for name in self.external.iter().chain(&self.internal) {
             check_interface_name(name)?;
             ensure!(
+                name != "lo",
+                "lo is the loopback interface, where nothing comes in from outside: leave it out"
+            );
+            ensure!(
                 !seen.contains(&name),
                 "interface {name} is given twice: it is either external or internal, once"
             );
@@ -192,6 +203,14 @@ fn warnings(timeouts: &Timeouts) -> Vec<String> {
         format!("[timeouts] {key} is {value}, and {rfc} wants at least {least}")
     })
     .collect()
+}
+
+/// The file that the flags name, or the usual one where there is one.
+fn read_named(flags: &Flags) -> Result<File> {
+    match &flags.config {
+        Some(path) => read(path),
+        None => read_if_there(Path::new(DEFAULT_CONFIG)),
+    }
 }
 
 fn read_if_there(path: &Path) -> Result<File> {
@@ -306,6 +325,7 @@ mod tests {
             ("internal = [\"lan\"]\n", "no external interface"),
             ("external = [\"wan\"]\n", "no internal interface"),
             ("external = [\"wan\"]\ninternal = [\"wan\"]\n", "given twice"),
+            ("external = [\"lo\"]\ninternal = [\"lan\"]\n", "loopback"),
             ("external = [\"a name too long to be one\"]\ninternal = [\"lan\"]\n", "1 to 15 characters"),
             ("external = [\"wan\"]\ninternal = [\"lan\"]\n[tables]\nrules = 0\n", "[tables] rules = 0"),
             ("external = [\"wan\"]\ninternal = [\"lan\"]\n[tables]\nflows = 4294967295\n", "out of bounds"),
@@ -331,6 +351,17 @@ mod tests {
         assert!(error.contains("/nowhere/f.toml"), "{error}");
         assert!(Config::check_file(Path::new("/nowhere/f.toml")).is_err());
         assert!(read_if_there(Path::new("/nowhere/f.toml")).is_ok());
+    }
+
+    #[test]
+    fn the_pins_are_where_the_flag_or_else_the_file_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("forwarder.toml");
+        fs::write(&path, "pin-dir = \"/p\"\n").unwrap();
+        let flags = Flags { config: Some(path), ..Flags::default() };
+        assert_eq!(Config::pin_dir(&flags).unwrap(), Path::new("/p"));
+        let flags = Flags { pin_dir: Some("/q".into()), ..flags };
+        assert_eq!(Config::pin_dir(&flags).unwrap(), Path::new("/q"));
     }
 
     #[test]

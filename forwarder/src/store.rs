@@ -57,11 +57,9 @@ impl StateLock {
     /// Makes the directory where needed and takes the lock, or names the controller that has it.
     pub fn take(state_dir: &Path) -> Result<Self> {
         // Whoever can open the lock's file can hold the lock: that is for the owner alone.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(state_dir).with_context(|| {
+            format!("cannot make the state directory {} (--state-dir names another)", state_dir.display())
+        })?;
         let path = state_dir.join(LOCK);
         let mut file = OpenOptions::new()
             .read(true)
@@ -70,7 +68,7 @@ impl StateLock {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+            .with_context(|| format!("cannot open {} (--state-dir names another place)", path.display()))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {

@@ -53,7 +53,11 @@ impl Daemon {
         };
         let settings = Settings { external: vec!["wan".into()], internal: vec!["lan".into()] };
         let store = Store::open(directory.path()).unwrap();
-        let machine = Machine { find_listeners: |_, _, _| Ok(Vec::new()), find_egress: |_| Ok(Some(2)) };
+        let machine = Machine {
+            find_listeners: |_, _, _| Ok(Vec::new()),
+            find_egress: |_| Ok(Some(2)),
+            ipv4_settings: "/nowhere",
+        };
         let controller = Controller::new(store, Box::new(fake.clone()), network, settings, machine).unwrap();
         let (stop, stopped) = oneshot::channel();
         let bound = ApiSocket::bind(&socket).unwrap();
@@ -153,6 +157,9 @@ async fn a_rule_lives_through_all_commands() {
     {
         assert!(added["counters"].get(counter).is_some(), "{counter}");
     }
+    let again = daemon.ctl("add tcp wan:8080 10.0.0.10:80 --replace").await.unwrap();
+    assert!(again.text.starts_with("rule 1 (web) replaced"), "{}", again.text);
+    assert_eq!(again.warnings.len(), 2, "the allow list and the end stay: {:?}", again.warnings);
     assert_eq!((&added["id"], &added["state"], &added["via"]), (&json!(1), &json!("active"), &json!("fast")));
     assert_eq!(daemon.json("list").await, json!([added]));
     assert_eq!(daemon.json("show tcp wan:8080").await["id"], 1);
@@ -228,7 +235,12 @@ async fn without_a_controller_it_says_what_to_do() {
     assert_eq!(failure.exit_code(), 3);
     assert!(failure.to_string().contains("start forwarderd"), "{failure}");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    assert_eq!(ctl(&socket, "list").await.unwrap_err().exit_code(), 3);
+    let failure = ctl(&socket, "list").await.unwrap_err();
+    assert!(failure.exit_code() == 3 && failure.to_string().contains("is gone"), "{failure}");
+    for no_socket in [directory.path(), tempfile::NamedTempFile::new().unwrap().path()] {
+        let failure = ctl(no_socket, "list").await.unwrap_err();
+        assert!(failure.exit_code() == 3 && failure.to_string().contains("no socket"), "{failure}");
+    }
 }
 
 #[tokio::test]

@@ -27,14 +27,17 @@ impl ApiSocket {
     pub fn bind(path: &Path) -> Result<Self> {
         refuse_if_taken(path)?;
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory).with_context(|| {
+                format!("cannot make {} for the socket (--socket names another)", directory.display())
+            })?;
         }
         // Made aside and moved into place when its permissions are right, so that nobody
         // can connect before they are, and no moment is without a socket.
         let aside = path.with_added_extension("new");
         remove(&aside)?;
-        let listener = UnixListener::bind(&aside)
-            .with_context(|| format!("cannot listen at the socket {}", path.display()))?;
+        let listener = UnixListener::bind(&aside).with_context(|| {
+            format!("cannot listen at the socket {} (--socket names another)", path.display())
+        })?;
         let inode = give_to_group(&aside)
             .and_then(|inode| fs::rename(&aside, path).map(|()| inode))
             .with_context(|| format!("cannot put the socket {} in place", path.display()))?;

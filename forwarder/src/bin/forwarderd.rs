@@ -1,7 +1,7 @@
 //! The controller's daemon.
 
 use std::io::{Write, stderr, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +9,7 @@ use clap::Parser;
 use env_logger::Env;
 use forwarder::api::{ApiSocket, Bounds, serve};
 use forwarder::config::{Cli, Command, Config, Flags};
-use forwarder::controller::{Controller, Machine, Settings, Shared};
+use forwarder::controller::{Controller, IPV4_SETTINGS, Machine, Settings, Shared};
 use forwarder::datapath::Options;
 use forwarder::datapath::kernel::{KernelDatapath, detach};
 use forwarder::network::Network;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::from_env(Env::default().default_filter_or("info")).init();
     let done = match cli.command {
-        Some(Command::Detach { pin_dir }) => take_off(&pin_dir),
+        Some(Command::Detach { pin_dir, config }) => take_off(pin_dir, config),
         Some(Command::CheckConfig { file }) => check_config(&file),
         None => run(&cli.flags),
     };
@@ -41,9 +41,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn take_off(pin_dir: &Path) -> Result<()> {
+fn take_off(pin_dir: Option<PathBuf>, config: Option<PathBuf>) -> Result<()> {
+    let pin_dir = Config::pin_dir(&Flags { pin_dir, config, ..Flags::default() })?;
     check_rights()?;
-    detach(pin_dir)?.iter().for_each(|line| say(line));
+    detach(&pin_dir)?.iter().for_each(|line| say(line));
     Ok(())
 }
 
@@ -78,7 +79,11 @@ async fn run(flags: &Flags) -> Result<()> {
     let networks = network::watch().await.context("cannot follow the interfaces")?;
     let datapath = KernelDatapath::open(options(&config, store.id()), &network)?;
     let settings = Settings { external: config.external.clone(), internal: config.internal.clone() };
-    let machine = Machine { find_listeners: listeners::find, find_egress: network::find_egress };
+    let machine = Machine {
+        find_listeners: listeners::find,
+        find_egress: network::find_egress,
+        ipv4_settings: IPV4_SETTINGS,
+    };
     let controller = Controller::new(store, Box::new(datapath), network, settings, machine)?;
     attend(flags, config, Shared::new(controller), socket, networks).await
 }
@@ -155,7 +160,7 @@ fn report_missing(config: &Config, network: &Network) {
         config.external.iter().chain(&config.internal).filter(|name| network.interface(name).is_none())
     {
         warn!(
-            "there is no interface {name} yet (there are {}): it is attached to when it appears",
+            "there is no interface {name} yet (there are {}): it is attached to when it appears; if the name is wrong, mend --external or --internal",
             there.join(", ")
         );
     }

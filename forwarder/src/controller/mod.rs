@@ -44,7 +44,12 @@ pub struct Machine {
     pub find_listeners: fn(Protocol, &[IpAddr], PortRange) -> anyhow::Result<Vec<Listener>>,
     /// The index of the interface that packets to an address leave by; nothing without a route.
     pub find_egress: fn(IpAddr) -> anyhow::Result<Option<u32>>,
+    /// Where the kernel's IPv4 settings are read: [`IPV4_SETTINGS`].
+    pub ipv4_settings: &'static str,
 }
+
+/// The IPv4 settings of the reader's network namespace.
+pub const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
 
 /// What adding has led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +123,9 @@ impl Controller {
         };
         controller.check_slots()?;
         controller.commit(Change::default())?;
-        warnings::of_machine(&controller.settings).iter().for_each(|warning| warn!("{warning}"));
+        warnings::of_machine(&controller.settings, &controller.machine)
+            .iter()
+            .for_each(|warning| warn!("{warning}"));
         Ok(controller)
     }
 

@@ -140,7 +140,7 @@ impl Controller {
             interfaces: self.datapath.interfaces(),
             tables: self.datapath.tables()?,
             rules,
-            warnings: warnings::of_machine(&self.settings),
+            warnings: warnings::of_machine(&self.settings, &self.machine),
         })
     }
 
@@ -167,7 +167,7 @@ impl Controller {
         if rule.draining || !rule.spec.enabled {
             return Vec::new();
         }
-        let mut warnings = warnings::of_machine(&self.settings);
+        let mut warnings = warnings::of_machine(&self.settings, &self.machine);
         warnings.extend(warnings::of_rule(&rule.spec, &self.settings, &self.network, &self.machine));
         warnings
     }

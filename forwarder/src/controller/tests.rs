@@ -41,7 +41,7 @@ fn somebody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Liste
 }
 
 fn machine() -> Machine {
-    Machine { find_listeners: nobody, find_egress: |_| Ok(Some(2)) }
+    Machine { find_listeners: nobody, find_egress: |_| Ok(Some(2)), ipv4_settings: "/nowhere" }
 }
 
 fn settings() -> Settings {

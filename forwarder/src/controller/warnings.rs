@@ -7,11 +7,9 @@ use super::{Machine, Settings};
 use crate::network::Network;
 use crate::rule::{Place, PortRange, Request, Rule, Spec, now};
 
-const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
-
 /// Looks at the machine's settings.
-pub fn of_machine(settings: &Settings) -> Vec<String> {
-    of_sysctls(Path::new(IPV4_SETTINGS), settings)
+pub fn of_machine(settings: &Settings, machine: &Machine) -> Vec<String> {
+    of_sysctls(Path::new(machine.ipv4_settings), settings)
 }
 
 fn of_sysctls(ipv4: &Path, settings: &Settings) -> Vec<String> {
@@ -43,7 +41,7 @@ pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Ma
         ));
     }
     warnings.extend(of_egress(spec, settings, network, machine));
-    if let Some(own) = ephemeral_ports(Path::new(IPV4_SETTINGS))
+    if let Some(own) = ephemeral_ports(Path::new(machine.ipv4_settings))
         && own.intersects(spec.external.ports)
     {
         warnings.push(format!(

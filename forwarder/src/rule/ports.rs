@@ -52,8 +52,8 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.split_once('-') {
-            Some((first, last)) => PortRange::new(port(first)?, port(last)?),
-            None => {
+            Some((first, last)) if !first.is_empty() => PortRange::new(port(first)?, port(last)?),
+            _ => {
                 let port = port(text)?;
                 PortRange::new(port, port)
             }
@@ -94,6 +94,7 @@ mod tests {
             let error = text.parse::<PortRange>().unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains(':'), "{text}: {error}");
         }
+        assert!("-80".parse::<PortRange>().unwrap_err().to_string().starts_with("port `-80` is not"));
         assert!("90-80".parse::<PortRange>().unwrap_err().to_string().contains("80-90"));
     }
 

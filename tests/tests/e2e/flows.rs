@@ -175,6 +175,20 @@ for_each_datapath! {
 
 for_each_datapath! {
     /// Row 28.
+    fn what_is_sent_to_a_target_that_is_not_there_is_counted(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.99:80");
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        // Past the three seconds after which the kernel gives its neighbour up.
+        for _ in 0..40 {
+            socket.send_to(b"anybody there?", W8080).unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(only_rule(bed)["counters"]["packets_in"], 40, "{}", bed.stats().unwrap());
+    }
+}
+
+for_each_datapath! {
+    /// Row 28.
     fn the_first_packets_arrive_although_nobody_knows_the_neighbour(bed = Testbed::builder()) {
         add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
         let ends = Ends::new(bed);

@@ -203,8 +203,9 @@ for_each_datapath! {
         assert!(answers(&socket, W8080) && !nothing_attached(bed) && pinned() > 0);
         bed.daemon.kill();
         assert!(answers(&socket, W8080));
-        for _ in 0..2 {
-            detach();
+        for said in ["detached tc-egress from wan", "nothing to take off"] {
+            let output = detach();
+            assert!(output.contains(said), "{output}");
             assert_eq!(pinned(), 0);
             assert_detached(bed);
         }
@@ -219,13 +220,35 @@ for_each_datapath! {
 fn detaching_holds_although_the_controller_runs() {
     let bed = Testbed::builder().datapath(Datapath::NativeXdp).start().unwrap();
     add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-    bed.router.output(testbed::forwarderd(), &["detach", "--pin-dir", "/sys/fs/bpf/forwarder"]).unwrap();
+    let pid = bed.ctl_json(&["status"]).unwrap()["pid"].to_string();
+    let said = bed.router.output(testbed::forwarderd(), &["detach"]).unwrap();
+    assert!(said.contains(&format!("(pid {pid}) still runs")), "{said}");
     assert_detached(&bed);
     let detached = Instant::now();
     while detached.elapsed() < Duration::from_secs(3) {
         assert!(nothing_attached(&bed), "{:?}", attached(&bed));
         thread::sleep(Duration::from_millis(100));
     }
+    let log = bed.daemon.log();
+    assert_eq!(log.matches("the programs were taken off").count(), 1, "{log}");
+    assert!(interface(&bed, "wan")["why"].as_str().unwrap().contains("detach"));
+}
+
+/// A slip in `--pin-dir` must not pass for success while the programs stay.
+#[test]
+fn detaching_where_nothing_is_pinned_names_whose_programs_stay() {
+    let bed = Testbed::builder().start().unwrap();
+    let programs = attached(&bed);
+    let pid = bed.ctl_json(&["status"]).unwrap()["pid"].to_string();
+    for (wrong, words) in
+        [("/sys/fs/bpf/forwardr", [&pid, "--pin-dir"]), ("/run/forwarder", ["BPF file system", "--pin-dir"])]
+    {
+        let mut command = bed.router.command(testbed::forwarderd());
+        command.args(["detach", "--pin-dir", wrong]);
+        let said = refusal(&bed, command);
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+    assert_eq!(attached(&bed), programs);
 }
 
 /// What `status` says about an interface.
@@ -350,6 +373,7 @@ fn a_second_controller_is_refused() {
     }
 
     assert_eq!(attached(&bed), programs);
+    assert!(!bed.router.run(|| fs::exists("/sys/fs/bpf/second")).unwrap(), "the refused leave nothing");
     let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
     assert!(answers(&udp_socket(&bed.client, "0.0.0.0:0").unwrap(), W8080));
     bed.ctl(&["list"]).unwrap();

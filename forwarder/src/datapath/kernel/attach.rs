@@ -22,7 +22,7 @@ use aya::{
 
 use super::{
     detach_link::detach_link,
-    load::{TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
+    load::{self, TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
     owner,
 };
 use crate::{datapath::Mode, network::Interface};
@@ -80,6 +80,7 @@ enum NoXdp {
 
 /// The directory of pinned links.
 pub struct Links {
+    pin_dir: PathBuf,
     dir: PathBuf,
     /// Those that this process made, not found.
     new: Vec<PathBuf>,
@@ -91,7 +92,7 @@ impl Links {
     pub fn new(pin_dir: &Path) -> Result<Self> {
         let dir = links_dir(pin_dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self { dir, new: Vec::new(), new_filters: Vec::new() })
+        Ok(Self { pin_dir: pin_dir.to_owned(), dir, new: Vec::new(), new_filters: Vec::new() })
     }
 
     /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
@@ -140,9 +141,13 @@ impl Links {
         }
     }
 
-    /// Whether the programs are still on an interface. (A filter on clsact has no pin to look at.)
+    /// Whether the programs are still on an interface. (A filter on clsact has no pin to look at:
+    /// it goes together with the maps.)
     pub fn is_attached(&self, index: u32) -> bool {
-        !kernel_is_at_least(6, 6) || self.path(index, "tc-ingress").exists()
+        match kernel_is_at_least(6, 6) {
+            true => self.path(index, "tc-ingress").exists(),
+            false => load::has_maps(&self.pin_dir),
+        }
     }
 
     /// Takes off what this process has attached anew: for a start that fails.
@@ -338,6 +343,34 @@ fn release(paths: &[PathBuf]) {
 /// Takes programs and maps off the machine, whether or not a controller runs. Says what it did, a
 /// line each.
 pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
+    load::check_bpffs(pin_dir)?;
+    let running = owner::running(pin_dir);
+    let mut done = take_off(pin_dir)?;
+    if !done.is_empty() {
+        done.extend(running.map(|controller| {
+            format!("{controller} still runs, and forwards nothing: stop it, or restart it to attach again")
+        }));
+        return Ok(done);
+    }
+    if let Some((interface, controller)) = other_programs() {
+        bail!(
+            "nothing is pinned in {}, but {interface} has programs of {controller}: name its pins with --pin-dir",
+            pin_dir.display()
+        );
+    }
+    Ok(vec![format!("nothing to take off: nothing is pinned in {}", pin_dir.display())])
+}
+
+/// An interface that has programs of a forwarderd, whose pins are elsewhere, and that forwarderd.
+fn other_programs() -> Option<(String, String)> {
+    let interfaces = nix::net::if_::if_nameindex().ok()?;
+    interfaces.iter().find_map(|interface| {
+        let name = interface.name().to_str().ok()?;
+        Some((name.to_owned(), owner::of_programs(name)?))
+    })
+}
+
+fn take_off(pin_dir: &Path) -> Result<Vec<String>> {
     let mut done = Vec::new();
     let links = links_dir(pin_dir);
     let names = pins(&links);
@@ -351,19 +384,25 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
     if !kernel_is_at_least(6, 6) {
         done.extend(detach_clsact());
     }
-    let maps = super::load::maps_dir(pin_dir);
+    let maps = remove_maps(pin_dir)?;
+    if maps > 0 {
+        done.push(format!("removed {maps} maps, and all flows with them"));
+    }
+    Ok(done)
+}
+
+/// Removes the pinned maps, and the directories if nothing else is in them. Returns how many maps.
+pub fn remove_maps(pin_dir: &Path) -> Result<usize> {
+    let maps = load::maps_dir(pin_dir);
     let names = pins(&maps);
     for name in &names {
         fs::remove_file(maps.join(name)).with_context(|| format!("cannot remove the map {name}"))?;
     }
-    if !names.is_empty() {
-        done.push(format!("removed {} maps, and all flows with them", names.len()));
-    }
-    for dir in [&links, &maps, &pin_dir.to_owned()] {
+    for dir in [&links_dir(pin_dir), &maps, &pin_dir.to_owned()] {
         // Somebody else's pins may be in it.
         let _ = fs::remove_dir(dir);
     }
-    Ok(done)
+    Ok(names.len())
 }
 
 fn interface_name(index: &str) -> Option<String> {

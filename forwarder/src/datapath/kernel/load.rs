@@ -35,9 +35,17 @@ pub const XDP: &str = "forwarder_xdp";
 pub const TC_INGRESS: &str = "forwarder_ingress";
 pub const TC_EGRESS: &str = "forwarder_egress";
 
+/// The map of what the controller tells the programs; the first to be looked for.
+pub const SETTINGS: &str = "SETTINGS";
+
 /// Where the maps are pinned, by name.
 pub fn maps_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join("maps")
+}
+
+/// Whether a controller has pinned its maps there.
+pub fn has_maps(pin_dir: &Path) -> bool {
+    maps_dir(pin_dir).join(SETTINGS).exists()
 }
 
 /// Whether this kernel is of a version or later.
@@ -134,7 +142,7 @@ pub fn check_bpffs(pin_dir: &Path) -> Result<()> {
 
 /// Maps of another layout must not be misread.
 fn check_layout(maps: &Path) -> Result<()> {
-    let path = maps.join("SETTINGS");
+    let path = maps.join(SETTINGS);
     if !path.exists() {
         return Ok(());
     }

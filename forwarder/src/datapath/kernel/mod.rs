@@ -58,6 +58,8 @@ pub struct KernelDatapath {
     _lock: Flock<File>,
     /// What `INTERFACES` holds.
     described: BTreeMap<u32, layout::Interface>,
+    /// The programs are off the interfaces, and it has been said.
+    detached: bool,
 }
 
 /// An interface that the configuration names, there or not.
@@ -86,6 +88,17 @@ impl KernelDatapath {
     pub fn open(options: Options, network: &Network) -> Result<Self> {
         load::check_bpffs(&options.pin_dir)?;
         let lock = owner::lock(&options.pin_dir)?;
+        let pin_dir = options.pin_dir.clone();
+        let adopts = load::has_maps(&pin_dir);
+        Self::open_locked(options, network, lock).inspect_err(|_| {
+            // A start that fails leaves nothing that was not there before.
+            if !adopts && let Err(error) = attach::remove_maps(&pin_dir) {
+                log::warn!("{error:#}");
+            }
+        })
+    }
+
+    fn open_locked(options: Options, network: &Network, lock: Flock<File>) -> Result<Self> {
         let mut ebpf = load::load(&options)?;
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::warn!("the eBPF side's log cannot be followed: {error}"))
@@ -102,13 +115,14 @@ impl KernelDatapath {
             links: Links::new(&options.pin_dir)?,
             mode: options.mode,
             ports,
-            settings: take(&mut ebpf, "SETTINGS")?,
+            settings: take(&mut ebpf, load::SETTINGS)?,
             interfaces: take(&mut ebpf, "INTERFACES")?,
             own: take(&mut ebpf, "OWN")?,
             reasons: take(&mut ebpf, "REASON_COUNTERS")?,
             rules: RuleTables::open(&mut ebpf)?,
             flows: FlowTables::open(&mut ebpf, options.timeouts)?,
             described: BTreeMap::new(),
+            detached: false,
             log,
             ebpf,
             _lock: lock,
@@ -205,6 +219,20 @@ impl KernelDatapath {
         self.describe(network)
     }
 
+    /// Says once that somebody has taken the programs off.
+    fn notice_detached(&mut self) {
+        let is_off = |port: &ConfiguredPort| {
+            port.attached.as_ref().is_some_and(|(index, _)| !self.links.is_attached(*index))
+        };
+        let detached = self.ports.iter().any(is_off);
+        if detached && !self.detached {
+            log::warn!(
+                "the programs were taken off (`forwarderd detach`): nothing is forwarded until a restart attaches again"
+            );
+        }
+        self.detached = detached;
+    }
+
     fn write_own(&mut self, network: &Network) -> Result<()> {
         let addresses = network.interfaces.iter().flat_map(|interface| &interface.addresses);
         let wanted: HashSet<Ipv4> = addresses
@@ -280,6 +308,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn collect(&mut self) -> Result<()> {
+        self.notice_detached();
         if let Some(log) = &mut self.log {
             log.flush();
         }

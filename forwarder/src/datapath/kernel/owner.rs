@@ -13,7 +13,7 @@ use aya::{
 use forwarder_common::layout::Settings;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::load::{TC_INGRESS, maps_dir, read_settings};
+use super::load::{SETTINGS, TC_INGRESS, maps_dir, read_settings};
 
 /// Of a program's name the kernel keeps 15 bytes (`BPF_OBJ_NAME_LEN` with its end).
 const KERNEL_NAME_LEN: usize = 15;
@@ -26,38 +26,55 @@ pub fn lock(pin_dir: &Path) -> Result<Flock<File>> {
         if errno != nix::errno::Errno::EWOULDBLOCK {
             return anyhow!(errno).context(format!("cannot lock {}", pin_dir.display()));
         }
-        let first = read_settings(&maps_dir(pin_dir).join("SETTINGS")).map(|settings| settings.controller);
         anyhow!(
-            "another forwarderd{} has the maps in {}: stop it, or name other ones with --pin-dir",
-            first.map_or_else(|_| String::new(), |pid| format!(" (pid {pid})")),
+            "another {} has the maps in {}: stop it, or name other ones with --pin-dir",
+            controller_in(pin_dir),
             pin_dir.display()
         )
     })
 }
 
+/// The controller that holds the maps pinned there, if one runs.
+pub fn running(pin_dir: &Path) -> Option<String> {
+    let dir = File::open(pin_dir).ok()?;
+    let (_, errno) = Flock::lock(dir, FlockArg::LockExclusiveNonblock).err()?;
+    (errno == nix::errno::Errno::EWOULDBLOCK).then(|| controller_in(pin_dir))
+}
+
 /// Refuses an interface that carries programs of another forwarderd, one with other pins. To be
 /// called where this one has none on it.
 pub fn check_interface(interface: &str) -> Result<()> {
-    // Kernels before 6.6 have no TCX to ask.
-    let Ok((_, programs)) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress) else {
-        return Ok(());
-    };
+    match of_programs(interface) {
+        None => Ok(()),
+        Some(controller) => bail!(
+            "{interface}: programs of another {controller} are attached here: stop it, and take them off with \
+             `forwarderd detach --pin-dir DIR`, where DIR has its pins"
+        ),
+    }
+}
+
+/// The forwarderd whose programs an interface has. Kernels before 6.6 have no TCX to ask.
+pub fn of_programs(interface: &str) -> Option<String> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).ok()?;
     let name = &TC_INGRESS[..KERNEL_NAME_LEN];
-    let Some(program) = programs.iter().find(|program| program.name() == name.as_bytes()) else {
-        return Ok(());
-    };
-    bail!(
-        "{interface}: programs of another forwarderd{} are attached here: stop it, and take them off with \
-         `forwarderd detach --pin-dir` and its pins",
-        controller_of(program).map_or_else(String::new, |pid| format!(" (pid {pid})")),
-    )
+    let program = programs.iter().find(|program| program.name() == name.as_bytes())?;
+    Some(controller_name(controller_of(program)))
+}
+
+fn controller_in(pin_dir: &Path) -> String {
+    let settings = read_settings(&maps_dir(pin_dir).join(SETTINGS));
+    controller_name(settings.ok().map(|settings| settings.controller))
+}
+
+fn controller_name(pid: Option<u32>) -> String {
+    format!("forwarderd{}", pid.map_or_else(String::new, |pid| format!(" (pid {pid})")))
 }
 
 /// The process that last filled the settings of a program.
 fn controller_of(program: &ProgramInfo) -> Option<u32> {
     for id in program.map_ids().ok()?? {
         let map = MapInfo::from_id(id).ok()?;
-        if map.name() == b"SETTINGS" {
+        if map.name() == SETTINGS.as_bytes() {
             let settings: Array<_, Settings> =
                 Array::try_from(Map::Array(MapData::from_id(id).ok()?)).ok()?;
             return Some(settings.get(&0, 0).ok()?.controller);

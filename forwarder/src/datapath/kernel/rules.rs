@@ -52,6 +52,8 @@ pub struct RuleTables {
     emptied: HashMap<u32, Epoch>,
     pages: Pages,
     next_list: u32,
+    /// Lists that no line names any more: they go when all of a change is written.
+    stale_lists: Vec<(u32, Vec<IpNet>)>,
     /// The clocks' distance when the lines' expiries were written.
     offset: Offset,
 }
@@ -76,6 +78,7 @@ impl RuleTables {
             emptied: HashMap::new(),
             pages: HashMap::new(),
             next_list: 1,
+            stale_lists: Vec::new(),
             offset: Offset::now(),
         };
         tables.read().context("cannot read the rule maps")?;
@@ -134,13 +137,8 @@ impl RuleTables {
     pub fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
         let pages = pages(wanted)?;
         self.follow_clock()?;
-        let mut stale_lists = Vec::new();
         for rule in wanted {
-            if let Some(list) =
-                self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))?
-            {
-                stale_lists.push(list);
-            }
+            self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))?;
         }
         self.write_pages(pages)?;
         let keep: HashSet<u32> = wanted.iter().map(|rule| rule.slot).collect();
@@ -150,10 +148,10 @@ impl RuleTables {
             if let Some(applied) = self.applied.remove(&slot) {
                 let Line { tcp_epoch: tcp, udp_epoch: udp, .. } = applied.line;
                 self.emptied.insert(slot, Epoch { tcp, udp });
-                stale_lists.push((applied.line.allow_list, applied.allow));
+                self.stale_lists.push((applied.line.allow_list, applied.allow));
             }
         }
-        for (list, nets) in stale_lists {
+        for (list, nets) in std::mem::take(&mut self.stale_lists) {
             self.remove_list(list, &nets);
         }
         Ok(())
@@ -191,8 +189,7 @@ impl RuleTables {
         Ok(sum)
     }
 
-    /// Returns the allow list that the slot's packets no longer ask, if that changed.
-    fn write_line(&mut self, wanted: &KernelRule) -> Result<Option<(u32, Vec<IpNet>)>> {
+    fn write_line(&mut self, wanted: &KernelRule) -> Result<()> {
         let mut allow = wanted.allow.clone();
         allow.sort();
         let before = self.applied.get(&wanted.slot).cloned();
@@ -221,9 +218,11 @@ impl RuleTables {
                 self.lines.set(wanted.slot, line, 0)?;
             }
         }
-        let stale = before.filter(|_| !same_list).map(|before| (before.line.allow_list, before.allow));
+        if let Some(before) = before.filter(|_| !same_list) {
+            self.stale_lists.push((before.line.allow_list, before.allow));
+        }
         self.applied.insert(wanted.slot, Applied { line, allow, expires_at: wanted.expires_at });
-        Ok(stale)
+        Ok(())
     }
 
     fn zero_counters(&mut self, slot: u32) -> Result<()> {
@@ -259,10 +258,10 @@ impl RuleTables {
         self.next_list = list
             .checked_add(1)
             .context("the allow lists' numbers are used up: `forwarderd detach` starts anew")?;
-        for net in nets.iter().filter_map(v4) {
-            self.allow
-                .insert(&allow_key(list, net), 1, 0)
-                .context("cannot write the allow lists; are they full?")?;
+        let mut entries = nets.iter().filter_map(v4).map(|net| allow_key(list, net));
+        if let Err(error) = entries.try_for_each(|key| self.allow.insert(&key, 1, 0)) {
+            self.remove_list(list, nets);
+            return Err(error).context("cannot write the allow lists; are they full?");
         }
         Ok(list)
     }
