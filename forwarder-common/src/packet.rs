@@ -58,6 +58,13 @@ pub trait Packet {
         self.len() == 0
     }
 
+    /// Makes as many of the first `len` bytes reachable as there are.
+    fn reach(&mut self, len: usize) -> Result<(), OutOfBounds>;
+
+    /// The one's complement sum of `len` bytes at `offset`, folded. (XDP cannot: the core leaves to
+    /// TC what needs it.)
+    fn sum(&self, offset: usize, len: usize) -> Result<u16, OutOfBounds>;
+
     /// Copies a `T` from `offset`.
     fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds>;
 

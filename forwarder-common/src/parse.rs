@@ -4,10 +4,11 @@ use crate::{
     address::{Address, Ipv4, Macs, Port},
     checksum,
     flow::Tuple,
+    icmp::is_error,
     packet::{OutOfBounds, Packet},
     reason::Reason,
     tcp::Segment,
-    wire::{ethernet, ipv4, tcp, udp},
+    wire::{ethernet, icmp, ipv4, tcp, udp},
 };
 
 /// The Ethernet header.
@@ -25,13 +26,15 @@ pub enum Transport {
     Udp,
     /// Its ports can be read, but its header cannot be right for the packet's length.
     Malformed,
+    /// An ICMP error; it has no ports.
+    IcmpError,
 }
 
-/// A whole (not fragmented) TCP or UDP packet whose IP header is right.
+/// A whole (not fragmented) TCP or UDP packet, or ICMP error, whose IP header is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<A> {
     pub tuple: Tuple<A>,
-    /// IP protocol number, TCP or UDP.
+    /// IP protocol number: TCP, UDP or ICMP.
     pub protocol: u8,
     pub transport: Transport,
     /// All zero unless it is TCP. (Not a part of `Transport`: copying an enum whose other variants
@@ -42,7 +45,7 @@ pub struct Datagram<A> {
     pub tos: u8,
     /// As it lies in memory.
     pub ip_checksum: u16,
-    /// TCP's or UDP's, as it lies in memory; meaningless where malformed.
+    /// TCP's or UDP's, as it lies in memory; meaningless otherwise.
     pub l4_checksum: u16,
     /// Length of the IP packet in bytes; what the frame has behind it is padding.
     pub ip_len: u32,
@@ -124,7 +127,7 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
     if flags_and_offset & ipv4::MF_OR_OFFSET != 0 {
         return Err(Reason::Fragment);
     }
-    if protocol != tcp::NUMBER && protocol != udp::NUMBER {
+    if protocol != tcp::NUMBER && protocol != udp::NUMBER && protocol != icmp::NUMBER {
         return Err(Reason::OtherProtocol);
     }
     let l4 = ethernet::LEN + header_len as usize;
@@ -132,8 +135,17 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
     if l4_len < 4 {
         return Err(Reason::CutOff);
     }
-    let [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
-    let (transport, segment, l4_checksum) = transport(packet, protocol, l4, l4_len);
+    let [mut src_port, mut dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
+    let (transport, segment, l4_checksum) = if protocol == icmp::NUMBER {
+        let [kind, _] = src_port.to_ne_bytes();
+        if !is_error(kind) {
+            return Err(Reason::OtherProtocol);
+        }
+        (src_port, dst_port) = (0, 0);
+        (Transport::IcmpError, Segment::NONE, 0)
+    } else {
+        transport(packet, protocol, l4, l4_len)
+    };
     Ok(Datagram {
         tuple: Tuple {
             src: Ipv4::from_word(src),

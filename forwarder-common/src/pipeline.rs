@@ -4,6 +4,7 @@ use crate::{
     address::Ipv4,
     decide::{Arrival, Core, Decision, Onward},
     flow::Side,
+    icmp::{self, Quote},
     layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
     packet::Packet,
     parse::{self, Datagram, Ethernet, Transport},
@@ -39,10 +40,13 @@ pub enum Outcome {
 pub struct Seen {
     datagram: Datagram<Ipv4>,
     arrival: Arrival,
+    /// Of an ICMP error.
+    quote: Quote<Ipv4>,
 }
 
 impl Seen {
-    pub const NOTHING: Self = Self { datagram: Datagram::NOTHING, arrival: Arrival::NOWHERE };
+    pub const NOTHING: Self =
+        Self { datagram: Datagram::NOTHING, arrival: Arrival::NOWHERE, quote: Quote::NOTHING };
 }
 
 /// Takes a frame through the core. `seen` is written before it is read.
@@ -57,14 +61,27 @@ where
     if let Err(reason) = read(packet, core.world, seen) {
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
-    let Seen { datagram, arrival } = seen;
-    let decision =
-        if W::HOOK == Hook::TcEgress { core.egress(datagram) } else { core.ingress(datagram, arrival) };
+    let Seen { datagram, arrival, quote } = seen;
+    let is_error = datagram.transport == Transport::IcmpError;
+    let decision = match W::HOOK {
+        _ if is_error => core.error(datagram, quote, arrival),
+        Hook::TcEgress => core.egress(datagram),
+        _ => core.ingress(datagram, arrival),
+    };
     match decision {
         Decision::Stop { reason, slot } => stop(W::HOOK, reason, slot, packet.len(), core.counters),
         Decision::Translate { to, onward, slot, direction } => {
+            if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
+                let reason = Reason::BadIcmpChecksum;
+                return stop(W::HOOK, reason, Some(slot), packet.len(), core.counters);
+            }
             let (rewrite, reason, outcome) = translation(to, onward);
-            if rewrite::ipv4(packet, datagram, &rewrite).is_err() {
+            let written = if is_error {
+                rewrite::icmp_error(packet, datagram, quote, &rewrite)
+            } else {
+                rewrite::ipv4(packet, datagram, &rewrite)
+            };
+            if written.is_err() {
                 return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
             }
             let bytes = u64::from(datagram.ip_len);
@@ -80,7 +97,7 @@ where
 /// A function of its own in the BPF program, so that what it needs on the stack is free again
 /// when the decision is made (and a scalar's: the BPF back end's reasons are at `Core::claim`).
 #[inline(never)]
-fn read<P, W>(packet: &P, world: &W, seen: &mut Seen) -> Result<(), Reason>
+fn read<P, W>(packet: &mut P, world: &W, seen: &mut Seen) -> Result<(), Reason>
 where
     P: Packet,
     W: World<Ipv4>,
@@ -100,7 +117,14 @@ where
     if W::HOOK == Hook::Xdp && is_unfinished(&datagram, interface) {
         return Err(Reason::LeftUnfinishedChecksum);
     }
-    *seen = Seen { datagram, arrival: arrival(&header, interface)? };
+    (seen.datagram, seen.arrival) = (datagram, arrival(&header, interface)?);
+    if datagram.transport == Transport::IcmpError {
+        // Too rare to be worth a place in XDP.
+        if W::HOOK == Hook::Xdp {
+            return Err(Reason::LeftToTc);
+        }
+        seen.quote = icmp::quote(packet, &datagram)?;
+    }
     Ok(())
 }
 
@@ -108,7 +132,7 @@ where
 #[inline(always)]
 fn is_unfinished(datagram: &Datagram<Ipv4>, interface: &Interface) -> bool {
     interface.flags & UNFINISHED_CHECKSUMS != 0
-        && datagram.transport != Transport::Malformed
+        && matches!(datagram.transport, Transport::Tcp | Transport::Udp)
         && parse::checksum_is_unfinished(datagram)
 }
 

@@ -51,13 +51,13 @@ reasons! {
     Forward {
         Forwarded "forwarded" "Rewritten and sent to a known next hop.",
         Resolving "resolving" "Rewritten and sent through the kernel's neighbour resolution.",
-        TranslatedForHost "translated-for-host" "Rewritten and handed to the host's stack, which fragments and routes it.",
-        TranslatedAtEgress "translated-at-egress" "A reply that came through the host's stack, rewritten as it left.",
+        TranslatedForHost "translated-for-host" "Rewritten and handed to the host's stack, which fragments it or tells the client why not.",
+        TranslatedAtEgress "translated-at-egress" "A reply or ICMP error that came through the host's stack, rewritten as it left.",
     }
     Pass {
         NoMatch "no-match" "No rule and no flow is about it.",
         NotIpv4 "not-ipv4" "Not an IPv4 packet.",
-        OtherProtocol "other-protocol" "Neither TCP nor UDP.",
+        OtherProtocol "other-protocol" "Neither TCP nor UDP nor an ICMP error about these.",
         Vlan "vlan" "It carries another VLAN's tag.",
         OtherStation "other-station" "Its Ethernet destination is not this interface.",
         Fragment "fragment" "A fragment of an IP packet.",
@@ -70,6 +70,7 @@ reasons! {
         LeftToTc "left-to-tc" "XDP cannot finish it here; TC does.",
         LeftUnfinishedChecksum "left-unfinished-checksum" "Its checksum is still to be filled in by an offload; TC handles it.",
         LeftTooBig "left-too-big" "Longer than the egress MTU; TC or the host handles it.",
+        LeftTtlExpired "left-ttl-expired" "Its TTL ends here; the host tells its sender.",
         LeftUnresolved "left-unresolved" "The next hop's address is not known yet; TC resolves it.",
         LeftToProbe "left-to-probe" "Once a second a rule's packet goes through the kernel, which checks that the neighbour still answers.",
     }
@@ -79,8 +80,9 @@ reasons! {
         NotAllowed "not-allowed" "The rule's allow list does not name its source.",
         NoFlow "no-flow" "A TCP segment that opens nothing and belongs to no flow.",
         Cut "cut" "It belongs to a flow whose rule was deleted, disabled, changed or has expired.",
-        TtlExpired "ttl-expired" "Its TTL ends here.",
-        TooBig "too-big" "Longer than the egress MTU and not to be fragmented.",
+        BadIcmpChecksum "bad-icmp-checksum" "An ICMP error with a wrong checksum.",
+        TtlExpired "ttl-expired" "An ICMP error whose TTL ends here.",
+        TooBig "too-big" "A reply longer than the egress MTU that would have to be fragmented.",
         NoRoute "no-route" "The router has no route to the target.",
         ForwardingOff "forwarding-off" "The kernel's forwarding is off on the interface it came in on.",
         WrongEgress "wrong-egress" "The route to the target leaves by an interface that is not internal.",

@@ -4,6 +4,7 @@ use crate::{
     address::{Address, Ipv4, Macs},
     checksum::Delta,
     flow::Tuple,
+    icmp::{self, Quote},
     packet::{OutOfBounds, Packet},
     parse::Datagram,
     wire::{ethernet, ipv4, udp},
@@ -39,7 +40,31 @@ pub fn ipv4<P: Packet>(
         datagram.protocol == udp::NUMBER,
     )?;
     packet.write(datagram.l4(), [to.src_port.word(), to.dst_port.word()])?;
+    ip_header(packet, datagram, rewrite, addresses)
+}
 
+/// Rewrites an ICMP error, with what it quotes.
+#[inline(always)]
+pub fn icmp_error<P: Packet>(
+    packet: &mut P,
+    datagram: &Datagram<Ipv4>,
+    quote: &Quote<Ipv4>,
+    rewrite: &Rewrite<Ipv4>,
+) -> Result<(), OutOfBounds> {
+    icmp::translate(packet, datagram, quote)?;
+    let (from, to) = (&datagram.tuple, &rewrite.to);
+    let addresses = from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst));
+    ip_header(packet, datagram, rewrite, addresses)
+}
+
+#[inline(always)]
+fn ip_header<P: Packet>(
+    packet: &mut P,
+    datagram: &Datagram<Ipv4>,
+    rewrite: &Rewrite<Ipv4>,
+    addresses: Delta,
+) -> Result<(), OutOfBounds> {
+    let to = &rewrite.to;
     let ttl = if rewrite.count_hop { datagram.ttl.saturating_sub(1) } else { datagram.ttl };
     let ttl_and_protocol = |ttl| u16::from_ne_bytes([ttl, datagram.protocol]);
     let hop = Delta::of_u16(ttl_and_protocol(datagram.ttl), ttl_and_protocol(ttl));

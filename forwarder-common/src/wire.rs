@@ -4,7 +4,7 @@
 
 use core::mem::offset_of;
 
-use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 
 pub mod ethernet {
     use super::*;
@@ -21,13 +21,37 @@ pub mod ipv4 {
     use super::*;
 
     pub const MIN_LEN: usize = Ipv4Hdr::LEN;
+    /// With all the options that fit.
+    pub const MAX_LEN: usize = 60;
     pub const TTL: usize = offset_of!(Ipv4Hdr, ttl);
+    pub const CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
     pub const SRC: usize = offset_of!(Ipv4Hdr, src_addr);
 
     /// "Don't fragment", in the flags and offset word.
     pub const DF: u16 = 0x4000;
     /// "More fragments" and the offset, in the same word.
     pub const MF_OR_OFFSET: u16 = 0x3fff;
+    /// The offset alone.
+    pub const OFFSET: u16 = 0x1fff;
+}
+
+pub mod icmp {
+    use super::*;
+
+    pub const NUMBER: u8 = 1;
+    pub const LEN: usize = size_of::<Icmpv4Hdr>();
+    pub const CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
+
+    pub const DESTINATION_UNREACHABLE: u8 = 3;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+
+    /// ICMP header, quoted IP header, ports.
+    pub const SHORTEST_QUOTE: usize = LEN + super::ipv4::MIN_LEN + 4;
+    /// How far into a frame the core reads: both IP headers with all their options, and a quoted
+    /// TCP header up to its checksum.
+    pub const FARTHEST: usize =
+        super::ethernet::LEN + super::ipv4::MAX_LEN + LEN + super::ipv4::MAX_LEN + super::tcp::CHECKSUM + 2;
 }
 
 pub mod tcp {

@@ -1,17 +1,25 @@
 //! A frame in an skb, at TC.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l4_csum_replace, bpf_skb_pull_data},
+    helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data},
     programs::TcContext,
 };
 use forwarder_common::{
-    checksum::Delta,
+    checksum::{self, Delta},
     packet::{OutOfBounds, Packet, Plain},
+    wire::{ethernet, ipv4, tcp},
 };
 
+use crate::tables::{self, CHUNK_LEN, Chunk};
+
 /// Longest headers that the core reads: Ethernet, IPv4 with all its options, TCP without.
-const HEADERS: u32 = 14 + 60 + 20;
+const HEADERS: usize = ethernet::LEN + ipv4::MAX_LEN + tcp::MIN_LEN;
+
+/// Longest range that is summed: ICMP errors have 576 bytes (RFC 1812 section 4.3.2.3).
+const LONGEST_SUM: usize = 4 * CHUNK_LEN;
 
 pub struct TcPacket<'a> {
     ctx: &'a TcContext,
@@ -21,15 +29,9 @@ impl<'a> TcPacket<'a> {
     /// Makes the headers reachable. `None`: the kernel has no memory for that.
     #[inline(always)]
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
-        let wanted = if ctx.len() < HEADERS { ctx.len() } else { HEADERS };
-        if ctx.data() + wanted as usize > ctx.data_end() {
-            // SAFETY: the context is this program's own, and no packet pointer is held over the call.
-            let pulled = unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
-            if pulled != 0 {
-                return None;
-            }
-        }
-        Some(Self { ctx })
+        let mut packet = Self { ctx };
+        packet.reach(HEADERS).ok()?;
+        Some(packet)
     }
 
     #[inline(always)]
@@ -43,6 +45,32 @@ impl<'a> TcPacket<'a> {
     fn end(&self) -> usize {
         // SAFETY: the context outlives the packet; its fields are plain integers.
         unsafe { (&raw const (*self.ctx.skb.skb).data_end).read_volatile() as usize }
+    }
+
+    #[inline(always)]
+    fn sum_chunk(
+        &self,
+        chunk: &mut Chunk,
+        offset: usize,
+        size: usize,
+        seed: u32,
+    ) -> Result<u32, OutOfBounds> {
+        // The verifier is to see the bounds here.
+        let size = black_box(size);
+        if size == 0 || size > CHUNK_LEN {
+            return Err(OutOfBounds);
+        }
+        let (skb, bytes) = (self.ctx.skb.skb.cast(), chunk.0.as_mut_ptr());
+        // SAFETY: the context is this program's own; `size` is at most `CHUNK_LEN`, and the chunk has
+        // room for a word more, which fills up the last one with zeroes.
+        let sum = unsafe {
+            if bpf_skb_load_bytes(skb, offset as u32, bytes.cast(), size as u32) != 0 {
+                return Err(OutOfBounds);
+            }
+            bytes.add(size).cast::<u32>().write_unaligned(0);
+            bpf_csum_diff(core::ptr::null_mut(), 0, bytes.cast(), (size as u32 + 3) & !3, seed)
+        };
+        if sum < 0 { Err(OutOfBounds) } else { Ok(sum as u32) }
     }
 
     #[inline(always)]
@@ -62,6 +90,35 @@ impl Packet for TcPacket<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.ctx.len() as usize
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, len: usize) -> Result<(), OutOfBounds> {
+        let wanted = if self.len() < len { self.len() } else { len };
+        if self.ctx.data() + wanted <= self.end() {
+            return Ok(());
+        }
+        // SAFETY: the context is this program's own, and no packet pointer is held over the call.
+        let pulled = unsafe { bpf_skb_pull_data(self.ctx.skb.skb, wanted as u32) };
+        if pulled == 0 { Ok(()) } else { Err(OutOfBounds) }
+    }
+
+    /// Of at most [`LONGEST_SUM`] bytes. Through a buffer: the packet may lie in pieces.
+    #[inline(never)]
+    fn sum(&self, offset: usize, len: usize) -> Result<u16, OutOfBounds> {
+        let buffer = tables::chunk().ok_or(OutOfBounds)?;
+        let mut sum: u32 = 0;
+        let mut done = 0;
+        for _ in 0..LONGEST_SUM / CHUNK_LEN {
+            if done >= len {
+                break;
+            }
+            let left = len - done;
+            let size = if left < CHUNK_LEN { left } else { CHUNK_LEN };
+            sum = self.sum_chunk(buffer, offset + done, size, sum)?;
+            done += size;
+        }
+        if done < len { Err(OutOfBounds) } else { Ok(checksum::fold(sum)) }
     }
 
     #[inline(always)]

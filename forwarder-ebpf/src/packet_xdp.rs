@@ -36,6 +36,16 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn reach(&mut self, _len: usize) -> Result<(), OutOfBounds> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn sum(&self, _offset: usize, _len: usize) -> Result<u16, OutOfBounds> {
+        Err(OutOfBounds)
+    }
+
+    #[inline(always)]
     fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds> {
         let place = self.place(offset, size_of::<T>())? as *const T;
         // SAFETY: `place` has checked that a whole T lies within the buffer; it holds integers, any bytes are one.

@@ -71,6 +71,22 @@ pub fn workspace() -> Option<&'static mut Workspace> {
     WORKSPACE.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
 }
 
+/// Bytes of a packet that are summed at once: the most that `bpf_csum_diff` takes.
+pub const CHUNK_LEN: usize = 512;
+
+/// Some of a packet's bytes, and room to fill up a word.
+pub struct Chunk(pub [u8; CHUNK_LEN + 4]);
+
+#[map]
+static CHUNK: PerCpuArray<Chunk> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's chunk; always there.
+#[inline(always)]
+pub fn chunk() -> Option<&'static mut Chunk> {
+    // SAFETY: as in `workspace`.
+    CHUNK.get_ptr_mut(0).map(|chunk| unsafe { &mut *chunk })
+}
+
 /// 1 where the kernel has `bpf_ktime_get_coarse_ns` (5.11); the verifier removes the other branch.
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);

@@ -29,6 +29,15 @@ impl Packet for Frame {
         self.0.len()
     }
 
+    fn reach(&mut self, _len: usize) -> Result<(), OutOfBounds> {
+        Ok(())
+    }
+
+    fn sum(&self, offset: usize, len: usize) -> Result<u16, OutOfBounds> {
+        let bytes = self.0.get(offset..).and_then(|rest| rest.get(..len)).ok_or(OutOfBounds)?;
+        Ok(!u16::from_ne_bytes(scenario::internet_checksum(&[bytes])))
+    }
+
     fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds> {
         let bytes = self.0.get(offset..).and_then(|rest| rest.get(..size_of::<T>())).ok_or(OutOfBounds)?;
         Ok(T::from_bytes(bytes))

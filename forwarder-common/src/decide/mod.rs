@@ -3,6 +3,8 @@
 //! Until a decision to translate is final nothing lasting is changed that would be wrong if XDP
 //! then left the packet to TC, which decides again.
 
+mod error;
+
 use crate::{
     address::{Address, Ipv4, Macs},
     flow::{
@@ -523,7 +525,14 @@ fn fit<A: Address, W: World<A>>(
     world: &W,
 ) -> Result<Onward<A>, Reason> {
     if datagram.ttl <= 1 {
-        return Err(Reason::TtlExpired);
+        return match (W::HOOK, datagram.transport, direction) {
+            (Hook::Xdp, ..) => Err(Reason::LeftToTc),
+            // Nobody is told of an error that gets lost (RFC 1812 section 4.3.2.7).
+            (_, Transport::IcmpError, _) => Err(Reason::TtlExpired),
+            // The host counts the hop, and tells the client: translated back as it leaves.
+            (_, _, INWARD) => Ok(Onward::Host),
+            _ => Err(Reason::LeftTtlExpired),
+        };
     }
     let mtu = match onward {
         Onward::Hop(hop) => Some(hop.mtu),
@@ -540,10 +549,11 @@ fn fit<A: Address, W: World<A>>(
     }
     match (too_big, direction, datagram.dont_fragment) {
         (false, ..) => Ok(onward),
-        (true, INWARD, false) => Ok(Onward::Host),
+        // The stack fragments it, or tells the client: translated back as it leaves.
+        (true, INWARD, _) => Ok(Onward::Host),
         // The stack tells the server, from its own address on that side.
-        (true, OUTWARD, true) => Err(Reason::LeftTooBig),
-        _ => Err(Reason::TooBig),
+        (true, _, true) => Err(Reason::LeftTooBig),
+        (true, _, false) => Err(Reason::TooBig),
     }
 }
 
@@ -554,8 +564,7 @@ fn may_open<A: Address, W: World<A>>(
     rule: &Rule<A>,
     world: &W,
 ) -> Result<(), Reason> {
-    let source = datagram.tuple.src;
-    if source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source) {
+    if is_impossible(datagram, world) {
         return Err(Reason::Spoofed);
     }
     match datagram.transport {
@@ -563,14 +572,31 @@ fn may_open<A: Address, W: World<A>>(
         Transport::Tcp if !datagram.segment.is_syn() => return Err(Reason::NoFlow),
         _ => {}
     }
-    if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, source) {
+    if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, datagram.tuple.src) {
         return Err(Reason::NotAllowed);
     }
-    let inside = world
+    if belongs_inside(datagram.tuple.src, world) { Err(Reason::Spoofed) } else { Ok(()) }
+}
+
+/// Whether no honest packet has its source.
+#[inline(always)]
+fn is_impossible<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
+    let source = datagram.tuple.src;
+    source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source)
+}
+
+#[inline(always)]
+fn belongs_inside<A: Address, W: World<A>>(source: A, world: &W) -> bool {
+    world
         .route_interface(source)
         .and_then(|ifindex| world.interface(ifindex))
-        .is_some_and(|interface| interface.side == Side::Internal as u8);
-    if inside { Err(Reason::Spoofed) } else { Ok(()) }
+        .is_some_and(|interface| interface.side == Side::Internal as u8)
+}
+
+/// Whether a packet from outside cannot have come from there.
+#[inline(always)]
+fn is_spoofed<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
+    is_impossible(datagram, world) || belongs_inside(datagram.tuple.src, world)
 }
 
 /// The `Flow::ended` bits that a segment sets.
