@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, Subcommand};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use crate::datapath::{Mode, TableSizes, Timeouts};
@@ -98,23 +99,31 @@ struct File {
     tables: TableSizes,
 }
 
+/// Of the file what [`Config::pin_dir`] needs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Pins {
+    pin_dir: Option<PathBuf>,
+}
+
 impl Config {
     /// Reads the file that the flags name, or the usual one where there is one, and lets the flags win.
     pub fn load(flags: &Flags) -> Result<Self> {
         Config::merge(flags.clone(), read_named(flags)?)
     }
 
-    /// The directory of pins alone, for which the rest need not be right.
+    /// The directory of pins alone, for which the rest of the file need not be right.
     pub fn pin_dir(flags: &Flags) -> Result<PathBuf> {
-        match &flags.pin_dir {
-            Some(path) => Ok(path.clone()),
-            None => Ok(read_named(flags)?.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into())),
+        if let Some(path) = &flags.pin_dir {
+            return Ok(path.clone());
         }
+        let file: Pins = read_named(flags).context("name the pins with --pin-dir")?;
+        Ok(file.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()))
     }
 
     /// Reads one file for itself. It may leave out what flags can give.
     pub fn check_file(path: &Path) -> Result<Vec<String>> {
-        let file = read(path)?;
+        let file: File = read(path)?;
         let timeouts = file.timeouts;
         if !file.external.is_empty() || !file.internal.is_empty() {
             Config::merge(Flags::default(), file)?;
@@ -206,27 +215,27 @@ fn warnings(timeouts: &Timeouts) -> Vec<String> {
 }
 
 /// The file that the flags name, or the usual one where there is one.
-fn read_named(flags: &Flags) -> Result<File> {
+fn read_named<T: DeserializeOwned + Default>(flags: &Flags) -> Result<T> {
     match &flags.config {
         Some(path) => read(path),
         None => read_if_there(Path::new(DEFAULT_CONFIG)),
     }
 }
 
-fn read_if_there(path: &Path) -> Result<File> {
+fn read_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
     match fs::read_to_string(path) {
         Ok(text) => parse(path, &text),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(File::default()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
-fn read(path: &Path) -> Result<File> {
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     parse(path, &text)
 }
 
-fn parse(path: &Path, text: &str) -> Result<File> {
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(String::new(), |span| {
             let line = text.get(..span.start).unwrap_or(text).matches('\n').count() + 1;
@@ -350,14 +359,14 @@ mod tests {
             Config::load(&flags("--config /nowhere/f.toml --external wan").flags).unwrap_err().to_string();
         assert!(error.contains("/nowhere/f.toml"), "{error}");
         assert!(Config::check_file(Path::new("/nowhere/f.toml")).is_err());
-        assert!(read_if_there(Path::new("/nowhere/f.toml")).is_ok());
+        assert!(read_if_there::<File>(Path::new("/nowhere/f.toml")).is_ok());
     }
 
     #[test]
     fn the_pins_are_where_the_flag_or_else_the_file_says() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("forwarder.toml");
-        fs::write(&path, "pin-dir = \"/p\"\n").unwrap();
+        fs::write(&path, "colour = 1\npin-dir = \"/p\"\n").unwrap();
         let flags = Flags { config: Some(path), ..Flags::default() };
         assert_eq!(Config::pin_dir(&flags).unwrap(), Path::new("/p"));
         let flags = Flags { pin_dir: Some("/q".into()), ..flags };

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Error, Rules, Settings};
 use crate::network::Network;
-use crate::rule::{External, Invalid, Place, Protocol, Rule, RuleId, RuleRef, Spec};
+use crate::rule::{External, Invalid, Place, Protocol, Rule, RuleId, Spec};
 
 /// Refuses a rule that this machine could not serve.
 pub fn check_place(spec: &Spec, settings: &Settings, network: &Network) -> Result<(), Invalid> {
@@ -54,9 +54,13 @@ pub fn same_name<'a>(spec: &Spec, rules: &'a Rules, except: Option<RuleId>) -> O
     others(rules, except).find(|rule| rule.spec.name.as_ref() == Some(name))
 }
 
-/// The rules that have a port of the external already.
-pub fn overlapping<'a>(spec: &Spec, rules: &'a Rules, network: &Network) -> impl Iterator<Item = &'a Rule> {
-    others(rules, None).filter(move |rule| overlap((spec.protocol, &spec.external), &rule.spec, network))
+/// The rules that have a port of the mapping already.
+pub fn overlapping<'a>(
+    mapping: (Protocol, &External),
+    rules: &'a Rules,
+    network: &Network,
+) -> impl Iterator<Item = &'a Rule> {
+    others(rules, None).filter(move |rule| overlap(mapping, &rule.spec, network))
 }
 
 pub fn name_taken(rule: &Rule, advice: &str) -> Error {
@@ -79,12 +83,6 @@ pub fn port_taken(spec: &Spec, rule: &Rule) -> Error {
 /// Draining rules take nothing: their name and their ports are free.
 fn others(rules: &Rules, except: Option<RuleId>) -> impl Iterator<Item = &Rule> {
     rules.values().filter(move |rule| !rule.draining && Some(rule.id) != except)
-}
-
-/// The rule that a `PROTO EXTERNAL` which names none most likely means: one that has a port of it.
-pub fn overlapping_reference<'a>(which: &RuleRef, rules: &'a Rules, network: &Network) -> Option<&'a Rule> {
-    let RuleRef::Mapping(protocol, external) = which else { return None };
-    others(rules, None).find(|rule| overlap((*protocol, external), &rule.spec, network))
 }
 
 fn overlap((protocol, external): (Protocol, &External), other: &Spec, network: &Network) -> bool {

@@ -24,8 +24,7 @@ use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
 use crate::listeners::Listener;
 use crate::network::Network;
 use crate::rule::{
-    Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, State, now,
-    quoted,
+    Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
 };
 use crate::store::Store;
 
@@ -123,6 +122,7 @@ impl Controller {
         };
         controller.check_slots()?;
         controller.commit(Change::default())?;
+        controller.datapath.keep();
         warnings::of_machine(&controller.settings, &controller.machine)
             .iter()
             .for_each(|warning| warn!("{warning}"));
@@ -138,15 +138,15 @@ impl Controller {
         let Some(old) = self.in_the_way(&spec, request.replace)? else {
             self.check_listeners(&spec, request.force, &mut warnings)?;
             let rule = self.insert(spec, request.lifetime, user, warnings)?;
-            return Ok(Added { rule, replaced: false });
+            return Ok(Added { rule: self.with_warnings(rule), replaced: false });
         };
         let spec = request.spec_in_place_of(&old.spec)?;
-        if old.moves_to(&spec) {
+        if old.moves_to(&spec) || spec.enabled && !old.spec.enabled {
             self.check_listeners(&spec, request.force, &mut warnings)?;
         }
         warnings.extend(warnings::of_replacing(&old, &spec, request));
         let rule = self.update(&old, spec, request.lifetime, false, user, warnings)?;
-        Ok(Added { rule, replaced: true })
+        Ok(Added { rule: self.with_warnings(rule), replaced: true })
     }
 
     /// Changes a rule in place.
@@ -164,7 +164,8 @@ impl Controller {
         if spec.enabled && !old.spec.enabled {
             self.check_listeners(&spec, request.force, &mut warnings)?;
         }
-        self.update(&old, spec, request.lifetime, request.cut, user, warnings)
+        let rule = self.update(&old, spec, request.lifetime, request.cut, user, warnings)?;
+        Ok(self.with_warnings(rule))
     }
 
     /// Gives a rule a new end, counted from now.
@@ -184,7 +185,7 @@ impl Controller {
 
     /// Deletes a rule: its flows are cut, or with `drain` the established ones may end by themselves.
     ///
-    /// Gives the rule as it was last, but for its state.
+    /// Gives the rule as it was last, or as it drains.
     pub fn del(&mut self, which: &RuleRef, drain: bool, user: &str) -> Result<RuleView, Error> {
         let rule = self.find(which)?.clone();
         if drain {
@@ -198,7 +199,7 @@ impl Controller {
         let last = self.changed_view(&rule, Vec::new());
         self.commit(Change { remove: vec![rule.id], ..Change::default() })?;
         info!("{} deleted by {user}", rule.label());
-        Ok(RuleView { state: State::Deleted, state_reason: None, ..last })
+        Ok(last)
     }
 
     /// Removes the rules that have ended by `now` and gives their ids.
@@ -433,7 +434,8 @@ impl Controller {
     /// The rule that `spec` would replace; refused where it may not, or where there are several.
     fn in_the_way(&self, spec: &Spec, replace: bool) -> Result<Option<Rule>, Error> {
         let namesake = conflict::same_name(spec, &self.rules, None);
-        let mut found: Vec<&Rule> = conflict::overlapping(spec, &self.rules, &self.network).collect();
+        let mut found: Vec<&Rule> =
+            conflict::overlapping((spec.protocol, &spec.external), &self.rules, &self.network).collect();
         if !replace {
             return match (found.first(), namesake) {
                 (Some(rule), _) => Err(conflict::port_taken(spec, rule)),
@@ -508,9 +510,15 @@ impl Controller {
         // A draining rule has given its name and its ports away: it comes last.
         let found = self.rules.values().filter(matches).min_by_key(|rule| rule.draining);
         found.ok_or_else(|| {
-            let advice = match conflict::overlapping_reference(which, &self.rules, &self.network) {
-                Some(rule) => {
-                    format!("{} has {} {}", rule.label(), rule.spec.protocol, rule.spec.external)
+            let meant = match which {
+                RuleRef::Mapping(protocol, external) => {
+                    conflict::overlapping((*protocol, external), &self.rules, &self.network).next()
+                }
+                _ => None,
+            };
+            let advice = match meant {
+                Some(Rule { id, spec: Spec { protocol, external, .. }, .. }) => {
+                    format!("rule {id} is {protocol} {external}; if you mean it, call it {id}")
                 }
                 None => "see them with `forwarderctl list`".to_owned(),
             };

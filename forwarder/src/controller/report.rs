@@ -75,8 +75,9 @@ impl Controller {
     }
 
     pub fn show(&mut self, which: &RuleRef) -> Result<RuleView, Error> {
-        let rule = self.find(which)?.clone();
-        Ok(RuleView { warnings: self.warnings(&rule), ..self.view(rule.id)? })
+        let id = self.find(which)?.id;
+        let view = self.view(id)?;
+        Ok(self.with_warnings(view))
     }
 
     /// Live sessions of one rule or of all.
@@ -129,7 +130,7 @@ impl Controller {
                 State::Active => &mut rules.active,
                 State::Waiting => &mut rules.waiting,
                 State::Disabled => &mut rules.disabled,
-                State::Draining | State::Deleted => &mut rules.draining,
+                State::Draining => &mut rules.draining,
             } += 1;
         }
         Ok(Status {
@@ -153,8 +154,7 @@ impl Controller {
     }
 
     /// The rule after a change that is done: counters that cannot be read must not make it look undone.
-    pub(super) fn changed_view(&mut self, rule: &Rule, mut warnings: Vec<String>) -> RuleView {
-        warnings.extend(self.warnings(rule));
+    pub(super) fn changed_view(&mut self, rule: &Rule, warnings: Vec<String>) -> RuleView {
         let counters = self.datapath.counters(rule.slot).unwrap_or_else(|error| {
             warn!("cannot read the counters of {}: {error:#}", rule.label());
             RuleCounters::default()
@@ -162,14 +162,14 @@ impl Controller {
         RuleView { warnings, ..RuleView::new(rule, self.waiting(rule.id), counters) }
     }
 
-    /// What would keep the rule from working.
-    fn warnings(&self, rule: &Rule) -> Vec<String> {
-        if rule.draining || !rule.spec.enabled {
-            return Vec::new();
+    /// Adds what would keep the rule from working.
+    pub(super) fn with_warnings(&self, mut view: RuleView) -> RuleView {
+        if let Some(rule) = self.rules.get(&view.id).filter(|rule| !rule.draining && rule.spec.enabled) {
+            view.warnings.extend(warnings::of_machine(&self.settings, &self.machine));
+            let of_rule = warnings::of_rule(&rule.spec, &self.settings, &self.network, &self.machine);
+            view.warnings.extend(of_rule);
         }
-        let mut warnings = warnings::of_machine(&self.settings, &self.machine);
-        warnings.extend(warnings::of_rule(&rule.spec, &self.settings, &self.network, &self.machine));
-        warnings
+        view
     }
 
     fn waiting(&self, id: RuleId) -> Option<&str> {

@@ -261,7 +261,7 @@ fn who_names_no_rule_is_told_which_has_the_port() {
     bench.add(&web()).unwrap();
     for which in ["tcp wan:8080", "udp 203.0.113.10:8080", "tcp+udp wan:8000-8100"] {
         let error = bench.controller.show(&which.parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("rule 1 (web) has tcp+udp wan:8080"), "{error}");
+        assert!(error.contains("rule 1 is tcp+udp wan:8080"), "{error}");
     }
 }
 

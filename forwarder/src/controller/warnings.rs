@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Machine, Settings};
+use super::{Machine, Settings, conflict};
 use crate::network::Network;
 use crate::rule::{Place, PortRange, Request, Rule, Spec, now};
 
@@ -41,12 +41,12 @@ pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Ma
         ));
     }
     warnings.extend(of_egress(spec, settings, network, machine));
-    if let Some(own) = ephemeral_ports(Path::new(machine.ipv4_settings))
-        && own.intersects(spec.external.ports)
+    if conflict::external_addresses(&spec.external, network).iter().any(|address| network.owns(*address))
+        && takes_ephemeral_ports(Path::new(machine.ipv4_settings), spec.external.ports)
     {
+        let ports = spec.external.ports;
         warnings.push(format!(
-            "ports {} are among those of the router's own connections ({own}), whose answers the rule would take: give others, or narrow net.ipv4.ip_local_port_range",
-            spec.external.ports
+            "the router opens connections of its own from ports of {ports}, whose answers the rule would take: sysctl -w net.ipv4.ip_local_reserved_ports={ports}, beside what is reserved already"
         ));
     }
     if let Some(day) = spec.review_by
@@ -85,11 +85,16 @@ fn of_egress(spec: &Spec, settings: &Settings, network: &Network, machine: &Mach
     })
 }
 
-/// The ports from which the router opens connections of its own.
-fn ephemeral_ports(ipv4: &Path) -> Option<PortRange> {
-    let text = fs::read_to_string(ipv4.join("ip_local_port_range")).ok()?;
-    let (first, last) = text.trim().split_once(char::is_whitespace)?;
-    PortRange::new(first.parse().ok()?, last.trim().parse().ok()?).ok()
+/// Whether the router opens connections of its own from any of these ports.
+fn takes_ephemeral_ports(ipv4: &Path, ports: PortRange) -> bool {
+    let read = |name: &str| fs::read_to_string(ipv4.join(name)).unwrap_or_default();
+    let range = read("ip_local_port_range");
+    let range: Vec<u16> = range.split_whitespace().filter_map(|port| port.parse().ok()).collect();
+    let [first, last] = range[..] else { return false };
+    let reserved = read("ip_local_reserved_ports");
+    let reserved: Vec<PortRange> = reserved.trim().split(',').filter_map(|part| part.parse().ok()).collect();
+    (ports.first.max(first)..=ports.last.min(last))
+        .any(|port| !reserved.iter().any(|reserved| reserved.contains(port)))
 }
 
 /// Says what a rule that takes another's place gives up, and what it keeps without being told.
@@ -104,14 +109,18 @@ pub fn of_replacing(old: &Rule, spec: &Spec, request: &Request) -> Vec<String> {
     }
     if request.allow.is_none() && !spec.allow.is_empty() {
         warnings.push(format!(
-            "{} keeps its allow list, {}: --allow any opens it to everyone",
+            "{} keeps its allow list, {}: `--allow any` would open it to everyone",
             old.label(),
             spec.allow
         ));
     }
+    if !spec.enabled && request.enabled.is_none() {
+        warnings.push(format!("{} stays disabled: `forwarderctl set {} --enabled`", old.label(), old.id));
+    }
     // A timed rule never becomes permanent by being written again.
     if let (None, Some(end)) = (request.lifetime, old.expires_at) {
-        warnings.push(format!("{} keeps its end, {end}: --lifetime never makes it permanent", old.label()));
+        let label = old.label();
+        warnings.push(format!("{label} keeps its end, {end}: `--lifetime never` would make it permanent"));
     }
     warnings
 }
@@ -139,13 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn the_ports_of_the_routers_own_connections_are_read_as_the_kernel_writes_them() {
+    fn ports_of_the_routers_own_connections_are_known_unless_they_are_reserved() {
         let directory = tempfile::tempdir().unwrap();
-        let ports = |text: &str| {
-            fs::write(directory.path().join("ip_local_port_range"), text).unwrap();
-            ephemeral_ports(directory.path())
-        };
-        assert_eq!(ports("32768\t60999\n"), PortRange::new(32_768, 60_999).ok());
-        assert_eq!(ports("nonsense"), None);
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        let taken = |ports: &str| takes_ephemeral_ports(directory.path(), ports.parse().unwrap());
+        assert!(!taken("40000"), "nothing is known");
+        write("ip_local_port_range", "32768\t60999\n");
+        assert!(taken("60999") && taken("30000-32768") && !taken("61000-65535") && !taken("80"));
+        write("ip_local_reserved_ports", "8080,40000-40009\n");
+        assert!(!taken("40000-40009") && taken("40000-40010"));
     }
 }

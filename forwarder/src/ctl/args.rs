@@ -1,5 +1,6 @@
 //! The command line of forwarderctl.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -138,10 +139,10 @@ pub struct Options {
     #[arg(long, allow_hyphen_values = true)]
     pub name: Option<String>,
     /// Who answers for it
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long)]
     pub owner: Option<String>,
     /// What it is for
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long)]
     pub purpose: Option<String>,
     /// When somebody should look whether it is still wanted, as 2026-12-31
     #[arg(long, value_name = "DATE")]
@@ -198,14 +199,14 @@ pub struct Del {
 impl Cli {
     /// Reads this process's arguments, or says what is wrong with them and ends it.
     pub fn read() -> Self {
-        Cli::try_parse().unwrap_or_else(|error| explained(error, std::env::args()).exit())
+        Cli::try_parse().unwrap_or_else(|error| explained(error, std::env::args_os()).exit())
     }
 }
 
 /// Says where missing words may have gone.
-fn explained(mut error: clap::Error, mut arguments: impl Iterator<Item = String>) -> clap::Error {
+fn explained(mut error: clap::Error, mut arguments: impl Iterator<Item = OsString>) -> clap::Error {
     if error.kind() == ErrorKind::MissingRequiredArgument && arguments.any(|word| word == "--allow") {
-        let tip = "--allow takes all words up to the next option: write it after PROTO EXTERNAL TARGET";
+        let tip = "--allow takes all words up to the next option: write it last";
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
     error
@@ -334,17 +335,21 @@ mod tests {
         );
         assert!(read("set web").is_err());
         assert!(read("set web --enabled --disabled").unwrap_err().starts_with("usage"));
+        // A value that a script has left out must not take the next option with it.
+        for line in ["set web --owner --disabled", "set web --purpose --allow=192.0.2.0/24"] {
+            assert!(read(line).unwrap_err().starts_with("usage"), "{line}");
+        }
     }
 
     #[test]
     fn words_that_went_to_the_allow_list_are_missed_with_a_hint() {
         let hint = |line: &str| {
-            let words = || line.split(' ').map(str::to_owned);
+            let words = || line.split(' ').map(OsString::from);
             let error = Cli::try_parse_from(words()).unwrap_err();
             explained(error, words()).to_string()
         };
         assert!(
-            hint("forwarderctl add --allow 192.0.2.0/24 tcp wan:80 10.0.0.1:80").contains("write it after")
+            hint("forwarderctl add --allow 192.0.2.0/24 tcp wan:80 10.0.0.1:80").contains("write it last")
         );
         assert!(!hint("forwarderctl add tcp wan:80").contains("--allow takes"));
     }

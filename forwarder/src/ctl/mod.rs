@@ -140,8 +140,8 @@ async fn delete(client: &Client, which: &[RuleRef], drain: bool, json: bool) -> 
         removed.push(client.del(&RuleRef::Id(id), drain).await?);
     }
     answer(json, &removed, || {
-        let verb = if drain { "drains" } else { "deleted" };
-        removed.iter().map(|rule| show::line(rule, verb)).collect()
+        let line = |rule| if drain { show::line(rule, "drains") } else { show::deleted(rule) };
+        removed.iter().map(line).collect()
     })
 }
 

@@ -19,14 +19,16 @@ pub fn line(rule: &RuleView, verb: &str) -> String {
     let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let end = rule.expires_at.map(|end| format!(", until {end}")).unwrap_or_default();
     let reason = rule.state_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    let state = match rule.state {
-        State::Deleted => String::new(),
-        state => format!(" [{state}{reason}]"),
-    };
     format!(
-        "rule {}{name} {verb}: {} {} to {}{end}{state}\n",
-        rule.id, rule.protocol, rule.external, rule.target
+        "rule {}{name} {verb}: {} {} to {}{end} [{}{reason}]\n",
+        rule.id, rule.protocol, rule.external, rule.target, rule.state
     )
+}
+
+/// One line about a rule that is no more.
+pub fn deleted(rule: &RuleView) -> String {
+    let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("rule {}{name} deleted: {} {} to {}\n", rule.id, rule.protocol, rule.external, rule.target)
 }
 
 /// The table of rules.
@@ -227,7 +229,6 @@ fn state(state: State) -> Field {
         State::Waiting => Color::Yellow,
         State::Disabled => Color::DarkGrey,
         State::Draining => Color::Cyan,
-        State::Deleted => Color::Red,
     };
     Field::coloured(state, colour)
 }

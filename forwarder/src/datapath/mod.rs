@@ -193,6 +193,9 @@ pub struct TableFill {
 
 /// The kernel's side, or a stand-in for it under tests.
 pub trait Datapath: Send {
+    /// The start has succeeded: what was made for it outlives the controller.
+    fn keep(&mut self) {}
+
     /// How many rule slots there are: slots are `0..capacity`.
     fn rule_capacity(&self) -> u32;
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     address::AddressAttribute,
@@ -22,6 +22,9 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// A snapshot at least this often, in case the kernel dropped messages for want of buffers, and
 /// for the properties that it sends no message about.
 const RESYNC: Duration = Duration::from_secs(5);
+
+/// The kernel answers at once, or something is wrong: netlink-proto would wait for ever.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Reads what the machine has now.
 pub async fn snapshot() -> Result<Network> {
@@ -77,9 +80,9 @@ pub fn find_egress(address: IpAddr) -> Result<Option<u32>> {
     Runtime::try_current()?.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         let task = tokio::spawn(connection);
-        let found = egress(&handle, address).await;
+        let found = timeout(PATIENCE, egress(&handle, address)).await;
         task.abort();
-        found
+        found.context("the kernel does not answer")?
     })
 }
 
@@ -91,12 +94,11 @@ async fn egress(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
         }
     };
     match handle.route().get(question).execute().try_next().await {
-        Ok(route) => {
-            Ok(route.iter().flat_map(|route| &route.attributes).find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            }))
-        }
+        Ok(Some(route)) => Ok(route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })),
+        Ok(None) => Err(anyhow!("the kernel has not answered")),
         Err(rtnetlink::Error::NetlinkError(answer)) if is_unreachable(&answer.to_io()) => Ok(None),
         Err(error) => Err(error).context("cannot ask for a route"),
     }

@@ -125,9 +125,7 @@ impl Request {
     /// all nobody gets in whom the old rule kept out.
     pub fn spec_in_place_of(&self, old: &Spec) -> Result<Spec, Invalid> {
         let (protocol, external, target) = self.mapping()?;
-        // Adding has no word for it.
-        let enabled = true;
-        self.apply(&Spec { protocol, external, target, enabled, ..old.clone() })
+        self.apply(&Spec { protocol, external, target, ..old.clone() })
     }
 
     fn mapping(&self) -> Result<(Protocol, External, Target), Invalid> {
@@ -357,7 +355,7 @@ mod tests {
         let replacing = request("wan:80-89", "10.0.0.11:80-89");
         let spec = replacing.spec_in_place_of(&old).unwrap();
         let (external, target) = (replacing.external.clone().unwrap(), replacing.target.unwrap());
-        assert_eq!(spec, Spec { external, target, enabled: true, ..old.clone() });
+        assert_eq!(spec, Spec { external, target, ..old.clone() });
         let open = Request { allow: Some(AllowList::default()), ..replacing };
         assert!(open.spec_in_place_of(&old).unwrap().allow.is_empty(), "unless it is named");
     }

@@ -20,8 +20,6 @@ pub enum State {
     Disabled,
     /// Deleted; established flows may still end by themselves.
     Draining,
-    /// In the answer to its deletion alone.
-    Deleted,
 }
 
 impl fmt::Display for State {
@@ -31,7 +29,6 @@ impl fmt::Display for State {
             State::Waiting => "waiting",
             State::Disabled => "disabled",
             State::Draining => "draining",
-            State::Deleted => "deleted",
         })
     }
 }

@@ -410,6 +410,44 @@ fn where_native_xdp_cannot_be_had_it_says_what_can() {
     let said = refusal(&bed, bed.daemon.command().unwrap());
     assert!(["wan", "native XDP", "xdp-generic"].iter().all(|word| said.contains(word)), "{said}");
     assert_detached(&bed);
+    assert!(!bed.router.run(|| fs::exists("/sys/fs/bpf/forwarder")).unwrap(), "it leaves nothing");
+}
+
+/// A start that fails leaves what an earlier controller has made.
+#[test]
+fn a_start_that_fails_harms_nothing_that_forwards() {
+    let mut bed = Testbed::builder().mtu(9000).datapath(Datapath::Tc).start().unwrap();
+    add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+    assert!(answers(&socket, W8080));
+    let programs = attached(&bed);
+    bed.daemon.kill();
+    bed.daemon.options.datapath = Some(Datapath::NativeXdp);
+    refusal(&bed, bed.daemon.command().unwrap());
+    assert!(answers(&socket, W8080));
+    assert_eq!(attached(&bed), programs);
+    bed.daemon.options.datapath = Some(Datapath::Tc);
+    bed.daemon.start().unwrap();
+    assert_eq!(only_rule(&bed)["counters"]["packets_in"], 2, "the counters are as they were");
+}
+
+/// A start that fails late, over rules that do not fit, can be mended in the configuration alone.
+#[test]
+fn a_start_with_tables_too_small_leaves_no_small_tables() {
+    let mut bed = Testbed::builder().start().unwrap();
+    for port in 1..=3 {
+        add(&bed, &format!("tcp 203.0.113.1:{port} 10.0.0.10:80"));
+    }
+    bed.daemon.terminate().unwrap();
+    bed.router.output(testbed::forwarderd(), &["detach"]).unwrap();
+    bed.daemon.options.config = "[tables]\nrules = 2\n".into();
+    let said = refusal(&bed, bed.daemon.command().unwrap());
+    assert!(said.contains("raise rules"), "{said}");
+    assert_detached(&bed);
+    bed.daemon.options.config = "[tables]\nrules = 3\n".into();
+    bed.daemon.start().unwrap();
+    assert_eq!(rules(&bed).len(), 3);
 }
 
 /// Row 38: an interface may come later; until then it is said that it is not there.

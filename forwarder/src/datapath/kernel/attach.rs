@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -20,10 +21,12 @@ use aya::{
     sys::SyscallError,
 };
 
+use nix::fcntl::Flock;
+
 use super::{
     detach_link::detach_link,
     load::{self, TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
-    owner,
+    owner::{self, Holder},
 };
 use crate::{datapath::Mode, network::Interface};
 
@@ -78,21 +81,62 @@ enum NoXdp {
     Refused(io::Error),
 }
 
-/// The directory of pinned links.
-pub struct Links {
+/// The pins of a controller, which holds their lock as long as it has this.
+///
+/// What it has made of them goes again with it, until [`Pins::keep`]: a start that fails leaves
+/// what was there before.
+pub struct Pins {
     pin_dir: PathBuf,
+    /// Of the links.
     dir: PathBuf,
-    /// Those that this process made, not found.
+    /// Maps that were there before.
+    found_maps: Vec<String>,
+    /// Links that this process made, not found.
     new: Vec<PathBuf>,
     /// Filters on clsact that it made: interface, hook, program.
     new_filters: Vec<(String, TcAttachType, &'static str)>,
+    kept: bool,
+    _lock: Flock<File>,
 }
 
-impl Links {
-    pub fn new(pin_dir: &Path) -> Result<Self> {
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        release(&std::mem::take(&mut self.new));
+        for (interface, hook, program) in self.new_filters.drain(..) {
+            if let Err(error) = tc::qdisc_detach_program(&interface, hook, program) {
+                log::warn!("cannot take {program} off {interface}: {error}");
+            }
+        }
+        let maps = load::maps_dir(&self.pin_dir);
+        let made = pins(&maps).into_iter().filter(|name| !self.found_maps.contains(name));
+        made.for_each(|name| remove(&maps.join(name)));
+        remove_empty(&self.pin_dir);
+    }
+}
+
+impl Pins {
+    /// Takes the pins in a directory for this process.
+    pub fn take(pin_dir: &Path) -> Result<Self> {
+        let lock = owner::lock(pin_dir)?;
         let dir = links_dir(pin_dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self { pin_dir: pin_dir.to_owned(), dir, new: Vec::new(), new_filters: Vec::new() })
+        Ok(Self {
+            pin_dir: pin_dir.to_owned(),
+            dir,
+            found_maps: pins(&load::maps_dir(pin_dir)),
+            new: Vec::new(),
+            new_filters: Vec::new(),
+            kept: false,
+            _lock: lock,
+        })
+    }
+
+    /// Lets what was made outlive this process.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Puts the programs of `ebpf` on an interface, in place of those of an earlier controller.
@@ -147,16 +191,6 @@ impl Links {
         match kernel_is_at_least(6, 6) {
             true => self.path(index, "tc-ingress").exists(),
             false => load::has_maps(&self.pin_dir),
-        }
-    }
-
-    /// Takes off what this process has attached anew: for a start that fails.
-    pub fn remove_new(&mut self) {
-        release(&std::mem::take(&mut self.new));
-        for (interface, hook, program) in self.new_filters.drain(..) {
-            if let Err(error) = tc::qdisc_detach_program(&interface, hook, program) {
-                log::warn!("cannot take {program} off {interface}: {error}");
-            }
         }
     }
 
@@ -344,12 +378,15 @@ fn release(paths: &[PathBuf]) {
 /// line each.
 pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
     load::check_bpffs(pin_dir)?;
-    let running = owner::running(pin_dir);
+    // Held meanwhile, so that no controller adopts what is about to go.
+    let holder = owner::holder(pin_dir);
     let mut done = take_off(pin_dir)?;
     if !done.is_empty() {
-        done.extend(running.map(|controller| {
-            format!("{controller} still runs, and forwards nothing: stop it, or restart it to attach again")
-        }));
+        if let Holder::Controller(controller) = holder {
+            done.push(format!(
+                "{controller} still runs, and forwards nothing: stop it, or restart it to attach again"
+            ));
+        }
         return Ok(done);
     }
     if let Some((interface, controller)) = other_programs() {
@@ -358,7 +395,11 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
             pin_dir.display()
         );
     }
-    Ok(vec![format!("nothing to take off: nothing is pinned in {}", pin_dir.display())])
+    let mut said = vec![format!("nothing to take off: nothing is pinned in {}", pin_dir.display())];
+    if !kernel_is_at_least(6, 6) {
+        said.push("(a filter without pins would show in `tc filter show dev WAN ingress`)".to_owned());
+    }
+    Ok(said)
 }
 
 /// An interface that has programs of a forwarderd, whose pins are elsewhere, and that forwarderd.
@@ -381,28 +422,27 @@ fn take_off(pin_dir: &Path) -> Result<Vec<String>> {
         let interface = interface_name(index).unwrap_or_else(|| format!("interface {index}, which is gone"));
         done.push(format!("detached {what} from {interface}"));
     }
-    if !kernel_is_at_least(6, 6) {
+    // Without maps the filters are another forwarderd's.
+    if !kernel_is_at_least(6, 6) && load::has_maps(pin_dir) {
         done.extend(detach_clsact());
     }
-    let maps = remove_maps(pin_dir)?;
-    if maps > 0 {
-        done.push(format!("removed {maps} maps, and all flows with them"));
-    }
-    Ok(done)
-}
-
-/// Removes the pinned maps, and the directories if nothing else is in them. Returns how many maps.
-pub fn remove_maps(pin_dir: &Path) -> Result<usize> {
     let maps = load::maps_dir(pin_dir);
     let names = pins(&maps);
     for name in &names {
         fs::remove_file(maps.join(name)).with_context(|| format!("cannot remove the map {name}"))?;
     }
-    for dir in [&links_dir(pin_dir), &maps, &pin_dir.to_owned()] {
-        // Somebody else's pins may be in it.
+    if !names.is_empty() {
+        done.push(format!("removed {} maps, and all flows with them", names.len()));
+    }
+    remove_empty(pin_dir);
+    Ok(done)
+}
+
+/// Removes the directories of pins in which nothing is left; somebody else's may be.
+fn remove_empty(pin_dir: &Path) {
+    for dir in [&links_dir(pin_dir), &load::maps_dir(pin_dir), &pin_dir.to_owned()] {
         let _ = fs::remove_dir(dir);
     }
-    Ok(names.len())
 }
 
 fn interface_name(index: &str) -> Option<String> {
@@ -416,9 +456,12 @@ fn detach_clsact() -> Vec<String> {
     let mut done = Vec::new();
     for interface in nix::net::if_::if_nameindex().iter().flat_map(|interfaces| interfaces.iter()) {
         let Ok(name) = interface.name().to_str() else { continue };
-        for (hook, program) in [(TcAttachType::Ingress, TC_INGRESS), (TcAttachType::Egress, TC_EGRESS)] {
+        for (hook, program, what) in [
+            (TcAttachType::Ingress, TC_INGRESS, "tc-ingress"),
+            (TcAttachType::Egress, TC_EGRESS, "tc-egress"),
+        ] {
             if tc::qdisc_detach_program(name, hook, program).is_ok() {
-                done.push(format!("detached {program} from {name}"));
+                done.push(format!("detached {what} from {name}"));
             }
         }
     }

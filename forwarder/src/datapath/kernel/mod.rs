@@ -10,27 +10,24 @@ mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs::File,
     net::IpAddr,
 };
 
 use anyhow::{Context as _, Result};
+pub use attach::detach;
+use attach::{Attached, Pins, XdpKind};
 use aya::{
     Ebpf,
     maps::{self, Array, MapData, MapError, PerCpuArray},
 };
 use aya_log::EbpfLogger;
+use flows::FlowTables;
 use forwarder_common::{
     address::Ipv4,
     flow::Side,
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
 };
-use nix::fcntl::Flock;
-
-pub use attach::detach;
-use attach::{Attached, Links, XdpKind};
-use flows::FlowTables;
 pub use load::object;
 use rules::RuleTables;
 
@@ -43,7 +40,7 @@ use crate::network::{Interface, Network};
 /// The programs and maps of this machine.
 pub struct KernelDatapath {
     ebpf: Ebpf,
-    links: Links,
+    pins: Pins,
     mode: Mode,
     ports: Vec<ConfiguredPort>,
     settings: Array<MapData, Settings>,
@@ -54,11 +51,9 @@ pub struct KernelDatapath {
     flows: FlowTables,
     /// The eBPF side's lines, rare ones, on their way into this side's log.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
-    /// Held as long as this controller owns the maps.
-    _lock: Flock<File>,
     /// What `INTERFACES` holds.
     described: BTreeMap<u32, layout::Interface>,
-    /// The programs are off the interfaces, and it has been said.
+    /// Somebody has taken the programs off, and it has been said.
     detached: bool,
 }
 
@@ -87,18 +82,7 @@ impl KernelDatapath {
     /// Programs of an earlier controller are replaced in one step, its flows and counters kept.
     pub fn open(options: Options, network: &Network) -> Result<Self> {
         load::check_bpffs(&options.pin_dir)?;
-        let lock = owner::lock(&options.pin_dir)?;
-        let pin_dir = options.pin_dir.clone();
-        let adopts = load::has_maps(&pin_dir);
-        Self::open_locked(options, network, lock).inspect_err(|_| {
-            // A start that fails leaves nothing that was not there before.
-            if !adopts && let Err(error) = attach::remove_maps(&pin_dir) {
-                log::warn!("{error:#}");
-            }
-        })
-    }
-
-    fn open_locked(options: Options, network: &Network, lock: Flock<File>) -> Result<Self> {
+        let pins = Pins::take(&options.pin_dir)?;
         let mut ebpf = load::load(&options)?;
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::warn!("the eBPF side's log cannot be followed: {error}"))
@@ -112,7 +96,7 @@ impl KernelDatapath {
         let ports = options.external.iter().map(|name| port(name, Side::External));
         let ports = ports.chain(options.internal.iter().map(|name| port(name, Side::Internal))).collect();
         let mut datapath = Self {
-            links: Links::new(&options.pin_dir)?,
+            pins,
             mode: options.mode,
             ports,
             settings: take(&mut ebpf, load::SETTINGS)?,
@@ -125,17 +109,11 @@ impl KernelDatapath {
             detached: false,
             log,
             ebpf,
-            _lock: lock,
         };
         datapath.adopt(options.store_id)?;
         datapath.compare_sizes(options.tables);
-        match datapath.attach_all(network, true) {
-            Ok(()) => Ok(datapath),
-            Err(error) => {
-                datapath.links.remove_new();
-                Err(error)
-            }
-        }
+        datapath.attach_all(network, true)?;
+        Ok(datapath)
     }
 
     /// Maps that are adopted have the size that they were made with.
@@ -171,6 +149,10 @@ impl KernelDatapath {
     /// Attaches where nothing is yet and describes each interface. An interface that cannot be
     /// attached to is an error at the start, later a state that `status` shows.
     fn attach_all(&mut self, network: &Network, starting: bool) -> Result<()> {
+        self.notice_detached();
+        if self.detached {
+            return Ok(());
+        }
         for port in &mut self.ports {
             let Some(interface) = network.interface(&port.name) else {
                 if port.attached.is_some() {
@@ -190,7 +172,7 @@ impl KernelDatapath {
                 log::warn!("{}: {}", port.name, port.missing);
                 continue;
             }
-            match self.links.attach(&mut self.ebpf, interface, port.side == Side::External, self.mode) {
+            match self.pins.attach(&mut self.ebpf, interface, port.side == Side::External, self.mode) {
                 Ok(attached) => {
                     let xdp = attached.xdp.map_or("no XDP", XdpKind::name);
                     log::info!("{}: {} and {xdp} ({})", port.name, attached.tc, attached.why);
@@ -214,23 +196,22 @@ impl KernelDatapath {
         }
         let indices: BTreeSet<u32> =
             self.ports.iter().filter_map(|port| Some(port.attached.as_ref()?.0)).collect();
-        self.links.retain(&indices);
+        self.pins.retain(&indices);
         self.write_own(network)?;
         self.describe(network)
     }
 
-    /// Says once that somebody has taken the programs off.
+    /// Says once that somebody has taken the programs off. From then on nothing is attached.
     fn notice_detached(&mut self) {
         let is_off = |port: &ConfiguredPort| {
-            port.attached.as_ref().is_some_and(|(index, _)| !self.links.is_attached(*index))
+            port.attached.as_ref().is_some_and(|(index, _)| !self.pins.is_attached(*index))
         };
-        let detached = self.ports.iter().any(is_off);
-        if detached && !self.detached {
+        if !self.detached && self.ports.iter().any(is_off) {
+            self.detached = true;
             log::warn!(
                 "the programs were taken off (`forwarderd detach`): nothing is forwarded until a restart attaches again"
             );
         }
-        self.detached = detached;
     }
 
     fn write_own(&mut self, network: &Network) -> Result<()> {
@@ -291,6 +272,10 @@ fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) 
 }
 
 impl Datapath for KernelDatapath {
+    fn keep(&mut self) {
+        self.pins.keep();
+    }
+
     fn rule_capacity(&self) -> u32 {
         self.rules.capacity()
     }
@@ -357,7 +342,7 @@ impl Datapath for KernelDatapath {
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
         let status = |port: &ConfiguredPort| {
-            let attached = port.attached.as_ref().filter(|(index, _)| self.links.is_attached(*index));
+            let attached = port.attached.as_ref().filter(|(index, _)| self.pins.is_attached(*index));
             let missing = match port.attached {
                 Some(_) => "taken off by `forwarderd detach`; a restart attaches again",
                 None => &port.missing,

@@ -34,11 +34,21 @@ pub fn lock(pin_dir: &Path) -> Result<Flock<File>> {
     })
 }
 
-/// The controller that holds the maps pinned there, if one runs.
-pub fn running(pin_dir: &Path) -> Option<String> {
-    let dir = File::open(pin_dir).ok()?;
-    let (_, errno) = Flock::lock(dir, FlockArg::LockExclusiveNonblock).err()?;
-    (errno == nix::errno::Errno::EWOULDBLOCK).then(|| controller_in(pin_dir))
+/// Who has the pins in a directory.
+pub enum Holder {
+    /// Nobody else, as long as this is held; nothing where there is no such directory.
+    Us { _lock: Option<Flock<File>> },
+    /// A controller that runs.
+    Controller(String),
+}
+
+/// Takes the lock on the pins in a directory, or names the controller that has it.
+pub fn holder(pin_dir: &Path) -> Holder {
+    let Ok(dir) = File::open(pin_dir) else { return Holder::Us { _lock: None } };
+    match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Holder::Us { _lock: Some(lock) },
+        Err(_) => Holder::Controller(controller_in(pin_dir)),
+    }
 }
 
 /// Refuses an interface that carries programs of another forwarderd, one with other pins. To be

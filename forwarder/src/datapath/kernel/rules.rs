@@ -52,7 +52,7 @@ pub struct RuleTables {
     emptied: HashMap<u32, Epoch>,
     pages: Pages,
     next_list: u32,
-    /// Lists that no line names any more: they go when all of a change is written.
+    /// Lists that no line names any more.
     stale_lists: Vec<(u32, Vec<IpNet>)>,
     /// The clocks' distance when the lines' expiries were written.
     offset: Offset,
@@ -135,6 +135,15 @@ impl RuleTables {
     /// In an order in which no packet meets a rule that is half there: lists and lines before the
     /// ports that lead to them, ports before the lines that they led to, lists last.
     pub fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
+        let written = self.write(wanted);
+        // Also after a failure: taking the change back needs their room.
+        for (list, nets) in std::mem::take(&mut self.stale_lists) {
+            self.remove_list(list, &nets);
+        }
+        written
+    }
+
+    fn write(&mut self, wanted: &[KernelRule]) -> Result<()> {
         let pages = pages(wanted)?;
         self.follow_clock()?;
         for rule in wanted {
@@ -150,9 +159,6 @@ impl RuleTables {
                 self.emptied.insert(slot, Epoch { tcp, udp });
                 self.stale_lists.push((applied.line.allow_list, applied.allow));
             }
-        }
-        for (list, nets) in std::mem::take(&mut self.stale_lists) {
-            self.remove_list(list, &nets);
         }
         Ok(())
     }
