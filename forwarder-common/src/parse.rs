@@ -51,6 +51,8 @@ pub struct Datagram<A> {
     pub ip_len: u32,
     /// Length of the IP header in bytes.
     pub header_len: u32,
+    /// Length of the TCP or UDP header in bytes; meaningless otherwise.
+    pub l4_header_len: u32,
     pub dont_fragment: bool,
 }
 
@@ -67,6 +69,13 @@ impl<A> Datagram<A> {
     #[inline(always)]
     pub fn l4_checksum_offset(&self) -> usize {
         self.l4() + if self.protocol == tcp::NUMBER { tcp::CHECKSUM } else { udp::CHECKSUM }
+    }
+
+    /// Length of the longest of the IP packets that go out for it: cut up into segments of this much
+    /// payload, unless that is 0.
+    #[inline(always)]
+    pub fn longest_packet(&self, segment_size: u32) -> u32 {
+        if segment_size == 0 { self.ip_len } else { self.header_len + self.l4_header_len + segment_size }
     }
 
     /// Length of the TCP segment or UDP datagram in bytes.
@@ -93,6 +102,7 @@ impl Datagram<Ipv4> {
         l4_checksum: 0,
         ip_len: 0,
         header_len: 0,
+        l4_header_len: 0,
         dont_fragment: false,
     };
 }
@@ -136,13 +146,13 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
         return Err(Reason::CutOff);
     }
     let [mut src_port, mut dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
-    let (transport, segment, l4_checksum) = if protocol == icmp::NUMBER {
+    let (transport, segment, l4_checksum, l4_header_len) = if protocol == icmp::NUMBER {
         let [kind, _] = src_port.to_ne_bytes();
         if !is_error(kind) {
             return Err(Reason::OtherProtocol);
         }
         (src_port, dst_port) = (0, 0);
-        (Transport::IcmpError, Segment::NONE, 0)
+        (Transport::IcmpError, Segment::NONE, 0, 0)
     } else {
         transport(packet, protocol, l4, l4_len)
     };
@@ -162,6 +172,7 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
         l4_checksum,
         ip_len,
         header_len,
+        l4_header_len,
         dont_fragment: flags_and_offset & ipv4::DF != 0,
     })
 }
@@ -189,20 +200,22 @@ fn checksum_is_right<P: Packet>(
     Ok(checksum::fold(sum) == 0xffff)
 }
 
-/// What the transport header says, and its checksum as it lies in memory.
+/// What the transport header says, its checksum as it lies in memory, and its length.
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, protocol: u8, l4: usize, l4_len: u32) -> (Transport, Segment, u16) {
+fn transport<P: Packet>(packet: &P, protocol: u8, l4: usize, l4_len: u32) -> (Transport, Segment, u16, u32) {
     let read = if protocol == tcp::NUMBER {
-        tcp_header(packet, l4, l4_len).map(|(segment, checksum)| (Transport::Tcp, segment, checksum))
+        tcp_header(packet, l4, l4_len)
+            .map(|(segment, checksum, length)| (Transport::Tcp, segment, checksum, length))
     } else {
-        udp_checksum(packet, l4, l4_len).map(|checksum| (Transport::Udp, Segment::NONE, checksum))
+        udp_checksum(packet, l4, l4_len)
+            .map(|checksum| (Transport::Udp, Segment::NONE, checksum, udp::LEN as u32))
     };
-    read.unwrap_or((Transport::Malformed, Segment::NONE, 0))
+    read.unwrap_or((Transport::Malformed, Segment::NONE, 0, 0))
 }
 
 /// RFC 9293 section 3.1, five words in network byte order.
 #[inline(always)]
-fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment, u16)> {
+fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment, u16, u32)> {
     let [_, seq, ack, state, sums] = packet.read::<[u32; tcp::MIN_LEN / 4]>(l4).ok()?;
     let [offset, flags, ..] = state.to_ne_bytes();
     let header_len = u32::from(offset >> 4) * 4;
@@ -210,7 +223,7 @@ fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment,
         return None;
     }
     let segment = Segment { flags, seq: u32::from_be(seq), ack: u32::from_be(ack) };
-    Some((segment, ((u32::from_be(sums) >> 16) as u16).to_be()))
+    Some((segment, ((u32::from_be(sums) >> 16) as u16).to_be(), header_len))
 }
 
 /// RFC 768: ports, length, checksum.

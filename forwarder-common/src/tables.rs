@@ -61,8 +61,8 @@ pub trait World<A: Address> {
     fn generation(&self) -> u32;
     /// Index of the interface that the packet came in on (at egress: leaves by).
     fn ifindex(&self) -> u32;
-    /// Whether the packet stands for several segments, none of which is longer than an MTU.
-    fn is_segmented(&self) -> bool;
+    /// Bytes of payload in each of the segments that the packet stands for; 0 where it is just one.
+    fn segment_size(&self) -> u32;
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     /// The rule that claims an external address, protocol and port (host byte order).
     fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32>;

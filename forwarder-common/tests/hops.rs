@@ -260,8 +260,8 @@ fn what_is_too_long_goes_to_whom_can_say_so_or_cut_it_up() {
                     (Hook::Xdp, ..) => {
                         assert_eq!((outcome, reason), (Outcome::Pass, Some(Reason::LeftTooBig)));
                     }
-                    // Translated, with the hop still to be counted; the host routes and fragments it.
-                    (_, INWARD, false) => {
+                    // Translated, with the hop still to be counted; the host fragments it or tells the client.
+                    (_, INWARD, _) => {
                         let expected = (Outcome::Continue, Some(Reason::TranslatedForHost));
                         assert_eq!((outcome, reason), expected);
                         assert_eq!((bytes[22], &bytes[30..34]), (64, &server_of(protocol)[..]));
@@ -296,46 +296,53 @@ fn the_egress_interfaces_mtu_counts() {
             let frame = packet(&rig, tcp::NUMBER, direction, 1241, true).bytes();
             let side = if direction == INWARD { Side::External } else { Side::Internal };
             let taken = rig.take(hook, side, &frame);
-            assert!(matches!(taken.reason, Some(Reason::LeftTooBig | Reason::TooBig)), "{taken:?}");
+            assert!(
+                matches!(taken.reason, Some(Reason::LeftTooBig | Reason::TranslatedForHost)),
+                "{taken:?}"
+            );
         }
     }
 }
 
-/// Row 9: what stands for several segments is cut up by the kernel, each no longer than the MTU.
+/// Rows 7, 9: what stands for several segments is cut up by the kernel: the length of each counts.
 #[test]
 fn segments_that_the_kernel_has_put_together_are_not_too_long() {
     for direction in [INWARD, OUTWARD] {
         let mut rig = Rig::new();
         rig.establish(Hook::TcIngress, tcp::NUMBER);
-        rig.machine.segmented = true;
         let frame = packet(&rig, tcp::NUMBER, direction, 8000, true).bytes();
         let side = if direction == INWARD { Side::External } else { Side::Internal };
-        assert_eq!(rig.take(Hook::TcIngress, side, &frame).reason, Some(Reason::Forwarded));
+        let told = if direction == INWARD { Reason::TranslatedForHost } else { Reason::LeftTooBig };
+        for (segment_size, reason) in [(1460, Reason::Forwarded), (1461, told)] {
+            rig.machine.segment_size = segment_size;
+            assert_eq!(rig.take(Hook::TcIngress, side, &frame).reason, Some(reason));
+        }
     }
 }
 
 /// Row 5: both ways, a first packet and later ones; TTL 2 arrives as 1.
 #[test]
-fn a_packet_whose_ttl_ends_here_is_dropped_and_opens_nothing() {
+fn a_packet_whose_ttl_ends_here_is_left_to_the_host_to_tell_its_sender() {
     for hook in INGRESS {
         for protocol in [tcp::NUMBER, udp::NUMBER] {
+            // The client is to be told of the address that it knows: that takes a flow.
             let mut rig = Rig::new();
-            for ttl in [0, 1] {
-                let first = FrameSpec { ttl, ..rig.client(protocol) }.bytes();
-                let taken = rig.take(hook, Side::External, &first);
-                assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::TtlExpired)));
-                assert!(rig.flows.half_open.is_empty());
-            }
+            let first = FrameSpec { ttl: 1, ..rig.client(protocol) }.bytes();
+            rig.take(hook, Side::External, &first);
+            assert_eq!(rig.flows.half_open.len(), if hook == Hook::Xdp { 0 } else { 2 });
             rig.establish(hook, protocol);
             for (direction, side) in [(INWARD, Side::External), (OUTWARD, Side::Internal)] {
                 for ttl in 0..3 {
                     let frame = FrameSpec { ttl, ..packet(&rig, protocol, direction, 0, true) }.bytes();
                     let taken = rig.take(hook, side, &frame);
-                    if ttl < 2 {
-                        assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::TtlExpired)));
-                    } else {
-                        assert_eq!((taken.reason, taken.bytes[22]), (Some(Reason::Forwarded), 1));
-                    }
+                    let expected = match (ttl, hook, direction) {
+                        (2, ..) => Reason::Forwarded,
+                        (_, Hook::Xdp, _) => Reason::LeftToTc,
+                        (_, _, INWARD) => Reason::TranslatedForHost,
+                        _ => Reason::LeftTtlExpired,
+                    };
+                    assert_eq!(taken.reason, Some(expected));
+                    assert_eq!(taken.bytes[22], if ttl == 2 { 1 } else { ttl }, "the host counts the hop");
                 }
             }
         }

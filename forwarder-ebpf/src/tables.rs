@@ -153,19 +153,14 @@ impl Flows<Ipv4> for FlowMaps {
 pub struct Kernel<H> {
     ctx: *mut c_void,
     ifindex: u32,
-    segmented: bool,
+    segment_size: u32,
     place: PhantomData<H>,
 }
 
 impl Kernel<AtXdp> {
     #[inline(always)]
     pub fn of_xdp(ctx: &XdpContext) -> Self {
-        Self {
-            ctx: ctx.as_ptr(),
-            ifindex: ctx.ingress_ifindex() as u32,
-            segmented: false,
-            place: PhantomData,
-        }
+        Self { ctx: ctx.as_ptr(), ifindex: ctx.ingress_ifindex() as u32, segment_size: 0, place: PhantomData }
     }
 }
 
@@ -174,7 +169,7 @@ impl<H: Place> Kernel<H> {
     pub fn of_skb(ctx: &TcContext) -> Self {
         // SAFETY: the verifier lets a program read these fields of its own context.
         let (ifindex, gso_size) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).gso_size) };
-        Self { ctx: ctx.as_ptr(), ifindex, segmented: gso_size != 0, place: PhantomData }
+        Self { ctx: ctx.as_ptr(), ifindex, segment_size: gso_size, place: PhantomData }
     }
 
     /// `bpf_fib_lookup` as for a packet that came in by this interface: policy rules and VRFs count.
@@ -216,8 +211,8 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
     }
 
     #[inline(always)]
-    fn is_segmented(&self) -> bool {
-        self.segmented
+    fn segment_size(&self) -> u32 {
+        self.segment_size
     }
 
     #[inline(always)]

@@ -20,6 +20,7 @@
 mod daemon;
 mod frame;
 mod host;
+mod icmp;
 mod link;
 mod raw;
 mod sockets;
@@ -30,6 +31,7 @@ mod wait;
 pub use daemon::{Daemon, DaemonOptions, Datapath, forwarderctl, forwarderd};
 pub use frame::{Frame, Packet, TcpFields};
 pub use host::{Host, Process};
+pub use icmp::IcmpError;
 pub use link::{End, bridge, veth};
 pub use raw::RawSocket;
 pub use sockets::{

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{Frame, Host, Packet};
+use crate::{Frame, Host, IcmpError, Packet};
 
 /// An interface's raw frames: sends any bytes, and sees every frame that arrives (not those that leave).
 #[derive(Debug)]
@@ -58,6 +58,17 @@ impl RawSocket {
             }
         }
         bail!("the packet did not come within {limit:?}; what came: {others:?}")
+    }
+
+    /// The first ICMP error to come.
+    pub fn receive_error(&self, limit: Duration) -> Result<IcmpError> {
+        let deadline = Instant::now() + limit;
+        while let Some(frame) = self.next_frame(deadline)? {
+            if let Some(error) = IcmpError::parse(&frame) {
+                return Ok(error);
+            }
+        }
+        bail!("no ICMP error came within {limit:?}")
     }
 
     /// Every TCP and UDP packet to come, up to and without the first that `last` likes.

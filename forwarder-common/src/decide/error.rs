@@ -1,8 +1,8 @@
 //! What is to become of an ICMP error.
 
 use super::{
-    Arrival, Core, Decision, Onward, WHERE_TO_LOOK, find_way, fit, hop_is_fresh, is_live, is_spoofed,
-    no_match, stop,
+    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_fresh, is_live,
+    is_spoofed, no_match, stop,
 };
 use crate::{
     address::{Address, Port},
@@ -22,40 +22,54 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// is (RFC 5508 REQ-6). Towards the outside the router answers for all that is behind it.
     #[inline(always)]
     pub fn error(&mut self, datagram: &Datagram<A>, quote: &mut Quote<A>, arrival: &Arrival) -> Decision<A> {
-        let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
+        let related = self.relate(datagram, quote, arrival);
+        let Scratch { inward: error, way, .. } = &mut *self.scratch;
+        let found = related.and_then(|()| match way.hop {
+            _ if W::HOOK == Hook::TcEgress => Ok(Onward::Egress),
+            Some(hop) => Ok(Onward::Hop(hop)),
+            None => find_way(&error.to, datagram, arrival.side, self.world, way).map(|()| way.onward),
+        });
+        match found.and_then(|onward| fit(onward, datagram, error.direction, self.world)) {
+            Ok(onward) => {
+                Decision::Translate { to: error.to, onward, slot: error.rule, direction: error.direction }
+            }
+            Err(Reason::NoMatch) => no_match(),
+            Err(reason) => stop(reason, error.rule),
+        }
+    }
+
+    /// Finds the flow of the quoted packet. The error's rewrite, rule and direction are then in the
+    /// scratch's inward entry, the flow's hop in its way if it is fresh; with an error other than
+    /// [`Reason::NoMatch`] the rule is there. (A function of its own: see [`Core::claim`].)
+    #[inline(never)]
+    fn relate(
+        &mut self,
+        datagram: &Datagram<A>,
+        quote: &mut Quote<A>,
+        arrival: &Arrival,
+    ) -> Result<(), Reason> {
         // An error goes to whom the quoted packet came from.
         if datagram.tuple.dst != quote.tuple.src {
-            return no_match();
+            return Err(Reason::NoMatch);
         }
+        let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
         let key = FlowKey::new(quote.tuple.reversed(), quote.protocol, side);
         for stage in WHERE_TO_LOOK {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
-            let slot = flow.rule;
+            let Scratch { inward: error, way, .. } = &mut *self.scratch;
+            (error.rule, error.direction) = (flow.rule, flow.direction);
             if !is_live(flow, quote.protocol, self.world, self.now) {
-                return stop(Reason::Cut, slot);
+                return Err(Reason::Cut);
             }
-            let direction = flow.direction;
-            let way = flow.to;
-            quote.to = way.reversed();
-            let src = if direction == INWARD { datagram.tuple.src } else { way.src };
-            let to = Tuple { src, dst: way.dst, src_port: Port::new(0), dst_port: Port::new(0) };
-            if W::HOOK == Hook::TcEgress {
-                return Decision::Translate { to, onward: Onward::Egress, slot, direction };
-            }
+            quote.to = flow.to.reversed();
+            let src = if flow.direction == INWARD { datagram.tuple.src } else { flow.to.src };
+            error.to = Tuple { src, dst: flow.to.dst, src_port: Port::new(0), dst_port: Port::new(0) };
+            way.hop = hop_is_fresh(flow, side, self.world, self.now).then_some(flow.hop);
             if side == Side::External && is_spoofed(datagram, self.world) {
-                return stop(Reason::Spoofed, slot);
+                return Err(Reason::Spoofed);
             }
-            let onward = if hop_is_fresh(flow, side, self.world, self.now) {
-                Ok(Onward::Hop(flow.hop))
-            } else {
-                let found = &mut self.scratch.way;
-                find_way(&to, datagram, side, self.world, found).map(|()| found.onward)
-            };
-            return match onward.and_then(|onward| fit(onward, datagram, direction, self.world)) {
-                Ok(onward) => Decision::Translate { to, onward, slot, direction },
-                Err(reason) => stop(reason, slot),
-            };
+            return Ok(());
         }
-        no_match()
+        Err(Reason::NoMatch)
     }
 }

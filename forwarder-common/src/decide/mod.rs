@@ -524,6 +524,11 @@ fn fit<A: Address, W: World<A>>(
     direction: u8,
     world: &W,
 ) -> Result<Onward<A>, Reason> {
+    let mtu = match onward {
+        Onward::Hop(hop) => Some(hop.mtu),
+        Onward::Neighbour { ifindex, .. } => world.interface(ifindex).map(|interface| interface.mtu),
+        Onward::Host | Onward::Egress => return Ok(onward),
+    };
     if datagram.ttl <= 1 {
         return match (W::HOOK, datagram.transport, direction) {
             (Hook::Xdp, ..) => Err(Reason::LeftToTc),
@@ -534,12 +539,7 @@ fn fit<A: Address, W: World<A>>(
             _ => Err(Reason::LeftTtlExpired),
         };
     }
-    let mtu = match onward {
-        Onward::Hop(hop) => Some(hop.mtu),
-        Onward::Neighbour { ifindex, .. } => world.interface(ifindex).map(|interface| interface.mtu),
-        Onward::Host | Onward::Egress => return Ok(onward),
-    };
-    let too_big = mtu.is_some_and(|mtu| datagram.ip_len > mtu) && !world.is_segmented();
+    let too_big = mtu.is_some_and(|mtu| datagram.longest_packet(world.segment_size()) > mtu);
     if W::HOOK == Hook::Xdp {
         return match onward {
             _ if too_big => Err(Reason::LeftTooBig),

@@ -105,7 +105,8 @@ pub struct Machine {
     pub allow: Vec<(u32, [u8; 4], u32)>,
     /// Network, prefix length, and what the kernel says; the first that fits counts.
     pub routes: Vec<([u8; 4], u32, Route<Ipv4>)>,
-    pub segmented: bool,
+    /// See [`World::segment_size`].
+    pub segment_size: u32,
     /// Its addresses.
     pub own: Vec<Ipv4>,
     pub probes: Cell<u32>,
@@ -152,8 +153,8 @@ impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
         self.ifindex
     }
 
-    fn is_segmented(&self) -> bool {
-        self.machine.segmented
+    fn segment_size(&self) -> u32 {
+        self.machine.segment_size
     }
 
     fn interface(&self, ifindex: u32) -> Option<&Interface> {

@@ -12,7 +12,7 @@ use crate::{
     reason::Reason,
     rule::{ACTIVE, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
-    wire::{tcp, udp},
+    wire::{icmp, tcp, udp},
 };
 
 pub const W: [u8; 4] = [203, 0, 113, 1];
@@ -259,6 +259,44 @@ impl FrameSpec {
             l4[checksum..checksum + 2].copy_from_slice(&sum);
         }
         l4
+    }
+}
+
+/// An ICMP error about the IP packet that `quote` begins with.
+#[derive(Clone, Debug)]
+pub struct ErrorSpec {
+    pub macs: ([u8; 6], [u8; 6]),
+    pub src: [u8; 4],
+    pub dst: [u8; 4],
+    pub ttl: u8,
+    /// ICMP type and code.
+    pub kind: (u8, u8),
+    /// The second word of the ICMP header: of frag-needed, the MTU.
+    pub rest: [u8; 4],
+    pub quote: Vec<u8>,
+}
+
+impl ErrorSpec {
+    /// Destination unreachable, fragmentation needed, sent by `src` on a side of the router.
+    pub fn new(router: &Router, side: Side, src: [u8; 4], dst: [u8; 4], quote: &[u8]) -> Self {
+        let neighbour = if side == Side::External { CLIENT_MAC } else { SERVER_MAC };
+        let macs = (router.interface(side).1, neighbour);
+        Self { macs, src, dst, ttl: 64, kind: (3, 4), rest: [0, 0, 5, 0], quote: quote.to_vec() }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut icmp = vec![self.kind.0, self.kind.1, 0, 0];
+        icmp.extend(self.rest);
+        icmp.extend(&self.quote);
+        let sum = internet_checksum(&[&icmp]);
+        icmp[2..4].copy_from_slice(&sum);
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, self.ttl, icmp::NUMBER, 0, 0];
+        ip[2..4].copy_from_slice(&((20 + icmp.len()) as u16).to_be_bytes());
+        ip.extend(self.src);
+        ip.extend(self.dst);
+        let sum = internet_checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum);
+        [&self.macs.0[..], &self.macs.1[..], &[8, 0], &ip, &icmp].concat()
     }
 }
 

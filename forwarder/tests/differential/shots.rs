@@ -1,12 +1,13 @@
 //! Random frames, most of them near something that matters.
 
 use forwarder_common::{
-    flow::{OUTWARD, Side},
+    address::Ipv4,
+    flow::{FlowKey, INWARD, OUTWARD, Side},
     layout::Hook,
     model::{
         Tables,
         scenario::{
-            CLIENT, FrameSpec, GATEWAY, OTHER_CLIENT, RULES, Router, SERVER, W,
+            CLIENT, ErrorSpec, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, RULES, Router, SERVER, W,
             tcp_flags::{ACK, FIN, RST, SYN},
         },
     },
@@ -18,6 +19,19 @@ use forwarder_common::{
 pub struct Shot {
     pub side: Side,
     pub bytes: Vec<u8>,
+}
+
+/// The keys of one direction, sorted: maps walk in another order each time, and a seed is to say all.
+fn keys(flows: &Tables, direction: u8) -> Vec<FlowKey<Ipv4>> {
+    let tables = [&flows.half_open, &flows.established];
+    let entries =
+        tables.iter().flat_map(|table| table.iter()).filter(|(_, flow)| flow.direction == direction);
+    let mut keys: Vec<_> = entries.map(|(key, _)| *key).collect();
+    keys.sort_by_key(|key| {
+        let tuple = key.tuple;
+        (key.protocol, tuple.src.bytes(), tuple.src_port.number(), tuple.dst.bytes(), tuple.dst_port.number())
+    });
+    keys
 }
 
 /// splitmix64: small, and the same everywhere.
@@ -60,7 +74,7 @@ impl Random {
             Side::Internal => self.outward(router, flows),
         };
         self.vary(&mut spec);
-        let mut bytes = spec.bytes();
+        let mut bytes = if self.chance(6) { self.error(router, side, flows, &spec) } else { spec.bytes() };
         if self.chance(12) {
             // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb with IPv4 also that.
             self.damage(&mut bytes, if hook == Hook::Xdp { 14 } else { 34 });
@@ -97,14 +111,7 @@ impl Random {
     }
 
     fn outward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
-        let tables = [&flows.half_open, &flows.established];
-        let outward =
-            tables.iter().flat_map(|table| table.iter()).filter(|(_, flow)| flow.direction == OUTWARD);
-        // Maps walk in another order each time: sorted, a seed says all.
-        let mut keys: Vec<_> = outward.map(|(key, _)| *key).collect();
-        keys.sort_by_key(|key| {
-            (key.protocol, key.tuple.src.bytes(), key.tuple.src_port.number(), key.tuple.dst_port.number())
-        });
+        let keys = keys(flows, OUTWARD);
         let mut spec = if keys.is_empty() || self.chance(6) {
             let protocol = self.pick(&[tcp::NUMBER, udp::NUMBER]);
             FrameSpec::outward(router, protocol, (SERVER, 80), (CLIENT, 40_000))
@@ -116,6 +123,32 @@ impl Random {
         };
         spec.flags = self.pick(&[SYN | ACK, SYN | ACK, ACK]);
         spec
+    }
+
+    /// An ICMP error that arrives on `side`, about a packet of some flow, or about `spec`.
+    fn error(&mut self, router: &Router, side: Side, flows: &Tables, spec: &FrameSpec) -> Vec<u8> {
+        let mut about = spec.clone();
+        let mut keys = keys(flows, if side == Side::External { INWARD } else { OUTWARD });
+        keys.truncate(4);
+        if !keys.is_empty() && !self.chance(8) {
+            let key = self.pick(&keys);
+            let tuple = key.tuple.reversed();
+            about.protocol = key.protocol;
+            about.src = (tuple.src.bytes(), tuple.src_port.number());
+            about.dst = (tuple.dst.bytes(), tuple.dst_port.number());
+        }
+        let quoted = &about.bytes()[14..];
+        let length = self.pick(&[28, 40, quoted.len(), self.0 as usize % 64]).min(quoted.len());
+        let hop = self.pick(&[NOWHERE, NOWHERE, SERVER, W, GATEWAY]);
+        let mut error = ErrorSpec::new(router, side, hop, about.src.0, &quoted[..length]);
+        error.kind = self.pick(&[(3, 3), (3, 4), (11, 0), (12, 0), (8, 0), (5, 1)]);
+        error.ttl = spec.ttl;
+        let mut bytes = error.bytes();
+        if self.chance(8) {
+            let at = 34 + self.below(bytes.len() - 34);
+            bytes[at] ^= 1 << self.below(8);
+        }
+        bytes
     }
 
     fn vary(&mut self, spec: &mut FrameSpec) {

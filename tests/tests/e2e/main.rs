@@ -7,6 +7,7 @@ mod common;
 
 mod changing;
 mod choosing;
+mod errors;
 mod flows;
 mod foreign;
 mod living;

@@ -93,7 +93,7 @@ for_each_datapath! {
 }
 
 for_each_datapath! {
-    /// Rows 1 and 9: also after TTL 2, and from the least to the greatest port.
+    /// Row 5.
     fn a_ttl_of_two_arrives_as_one_and_one_goes_no_further(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
         let ends = Ends::new(bed);
@@ -101,7 +101,6 @@ for_each_datapath! {
         assert_translated(&last_hop, &ends.inward(&last_hop), STRANGER, TARGET);
         let ended = [0, 1].map(|ttl| ends.client.bytes(&Frame { ttl, ..Frame::udp(STRANGER, W8080, b"ended") }));
         ends.assert_none_arrives(&ended);
-        assert_eq!(bed.stats().unwrap().reason("ttl-expired"), 2);
     }
 }
 

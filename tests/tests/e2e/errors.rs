@@ -1,0 +1,102 @@
+//! ICMP errors, path MTU, traceroute.
+
+use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::thread;
+
+use testbed::{DEADLINE, Frame, TcpFields, TcpServer, Testbed, connect, udp_socket, wait_until};
+
+use crate::common::*;
+
+/// Sends until the network says that nobody is there.
+fn assert_refused(socket: &UdpSocket) {
+    socket.set_nonblocking(true).unwrap();
+    wait_until("the socket is told that nobody listens", DEADLINE, || {
+        let sent = socket.send(b"anybody there?");
+        let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+        sent.is_err_and(refused) || socket.recv(&mut [0; 100]).is_err_and(refused)
+    })
+    .unwrap();
+}
+
+for_each_datapath! {
+    /// Row 6: a real server's stack says that nobody listens, and a real client's takes it.
+    fn a_client_is_told_that_nobody_listens_at_the_target(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        bed.client.run(|| socket.connect(W8080)).unwrap();
+        assert_refused(&socket);
+    }
+}
+
+for_each_datapath! {
+    /// Row 6, the other way.
+    fn a_server_is_told_that_the_client_has_gone(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let client = udp_socket(&bed.client, "203.0.113.2:5555").unwrap();
+        client.send_to(b"hello", W8080).unwrap();
+        let mut buffer = [0; 100];
+        server.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(server.recv_from(&mut buffer).unwrap().1.to_string(), "203.0.113.2:5555");
+        drop(client);
+        bed.server().run(|| server.connect("203.0.113.2:5555")).unwrap();
+        assert_refused(&server);
+    }
+}
+
+for_each_datapath! {
+    /// Row 5: a traceroute sees the address that it is about.
+    fn whoever_sends_with_a_ttl_of_one_is_told_so_by_the_address_it_dialled(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let ends = Ends::new(bed);
+        let probes = [
+            Frame::udp("203.0.113.2:4000", W8080, b"probe"),
+            Frame::tcp("203.0.113.2:4001", W8080, TcpFields::new(TcpFields::SYN, 1, 0), b""),
+        ];
+        for probe in probes {
+            ends.drain();
+            ends.client.send(&Frame { ttl: 1, ..probe.clone() }).unwrap();
+            let error = ends.client.receive_error(DEADLINE).unwrap();
+            assert_eq!((error.kind, error.checksums_right), ((11, 0), true), "{error:?}");
+            assert_eq!(error.source.to_string(), "203.0.113.1");
+            assert_eq!((error.quoted_source, error.quoted_destination), (probe.source, probe.destination));
+        }
+    }
+}
+
+/// Sends this much through the mapping and back, and compares.
+fn assert_carries(bed: &Testbed, length: usize) {
+    let data: Vec<u8> = (0..length).map(|at| (at * 31 % 251) as u8).collect();
+    let mut stream = connect(&bed.client, W8080).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| writer.write_all(&data).unwrap());
+        let mut back = vec![0; length];
+        stream.read_exact(&mut back).unwrap();
+        assert!(back == data);
+    });
+}
+
+for_each_datapath! {
+    /// Row 7: a link behind the router is narrower than the sender knows, who is not told by the
+    /// other end's segment size either.
+    fn a_narrow_link_is_found_out_in_both_directions(bed = Testbed::builder()) {
+        add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80");
+        let _server = TcpServer::echo(bed.server(), TARGET).unwrap();
+        for (side, host) in [("lan", bed.server()), ("wan", &bed.client)] {
+            bed.router.ip(&format!("link set {side} mtu 1280")).unwrap();
+            host.ip("link set eth0 mtu 1280").unwrap();
+            let route = if side == "lan" { "default via 10.0.0.1" } else { "203.0.113.0/24 dev eth0" };
+            host.ip(&format!("route replace {route} advmss 1460")).unwrap();
+            assert_carries(bed, 1 << 20);
+            bed.router.ip(&format!("link set {side} mtu 1500")).unwrap();
+            host.ip("link set eth0 mtu 1500").unwrap();
+        }
+        let stats = bed.stats().unwrap();
+        for reason in ["translated-for-host", "translated-at-egress", "left-too-big"] {
+            assert!(stats.reason(reason) > 0, "{reason}: {stats}");
+        }
+    }
+}
