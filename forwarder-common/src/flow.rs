@@ -94,6 +94,11 @@ pub const FIN_OUTWARD: u8 = 2;
 /// A RST from either end.
 pub const RESET: u8 = 4;
 
+/// `Flow::flags`: the hop is where the request came from; otherwise the route decides.
+pub const LEARNED_HOP: u8 = 1;
+/// `Flow::flags`, on both entries: the client is inside too (hairpin).
+pub const FROM_INSIDE: u8 = 2;
+
 /// Whether a TCP flow with these `Flow::ended` bits is over, so that a SYN may start it anew.
 #[inline(always)]
 pub fn is_closing(ended: u8) -> bool {
@@ -109,7 +114,7 @@ pub fn is_closing(ended: u8) -> bool {
 pub struct Flow<A> {
     /// Monotonic clock in ns, of the last packet in this direction.
     pub last_seen: u64,
-    /// Monotonic clock in ns, when the hop was last asked of the kernel; see [`Flow::hop_is_learned`].
+    /// Monotonic clock in ns, when the hop was last asked of the kernel; see [`LEARNED_HOP`].
     pub hop_checked: u64,
     /// Monotonic clock in ns, the same on both entries.
     pub created: u64,
@@ -131,8 +136,8 @@ pub struct Flow<A> {
     /// On inward entries.
     pub progress: u8,
     pub ended: u8,
-    /// 1 where the hop is where the request came from; 0 where the route decides.
-    pub hop_is_learned: u8,
+    /// [`LEARNED_HOP`] and [`FROM_INSIDE`].
+    pub flags: u8,
 }
 
 impl Flow<Ipv4> {
@@ -156,7 +161,7 @@ impl Flow<Ipv4> {
         direction: 0,
         progress: 0,
         ended: 0,
-        hop_is_learned: 0,
+        flags: 0,
     };
 }
 
@@ -164,17 +169,29 @@ impl<A: Address> Flow<A> {
     /// Key of the same flow's entry for the other direction; `key` is this entry's own.
     #[inline(always)]
     pub fn other_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
-        let side = if self.direction == INWARD { Side::Internal } else { Side::External };
-        FlowKey::new(self.to.reversed(), key.protocol, side)
+        FlowKey::new(self.to.reversed(), key.protocol, self.egress_side())
+    }
+
+    /// The side that this direction's packets leave by, and the other's come from.
+    #[inline(always)]
+    pub fn egress_side(&self) -> Side {
+        if self.direction == INWARD || self.flags & FROM_INSIDE != 0 {
+            Side::Internal
+        } else {
+            Side::External
+        }
+    }
+
+    /// Whether both are of the same rule in the same epoch.
+    #[inline(always)]
+    pub fn has_same_rule(&self, other: &Self) -> bool {
+        self.rule == other.rule && self.epoch == other.epoch
     }
 
     /// Whether both are the same direction of the same session of the same rule.
     #[inline(always)]
     pub fn has_same_owner(&self, other: &Self) -> bool {
-        self.rule == other.rule
-            && self.epoch == other.epoch
-            && self.to == other.to
-            && self.direction == other.direction
+        self.has_same_rule(other) && self.to == other.to && self.direction == other.direction
     }
 }
 

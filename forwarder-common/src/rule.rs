@@ -48,6 +48,8 @@ impl Page {
 pub const ACTIVE: u16 = 1;
 /// `Rule::flags`: all external ports go to the one `target_port`.
 pub const ONE_TARGET_PORT: u16 = 2;
+/// `Rule::flags`: hosts inside may use it too.
+pub const HAIRPIN: u16 = 4;
 
 /// A rule's line, indexed by its slot.
 #[repr(C)]

@@ -6,9 +6,9 @@ mod common;
 
 use common::*;
 use forwarder_common::{
-    address::Ipv4,
+    address::{Ipv4, Port},
     decide::{Core, Scratch},
-    flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, is_closing},
+    flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
@@ -561,44 +561,71 @@ fn colliding(rig: &mut Rig, hook: Hook, w_port: u16, flags: u8, ack: u32) -> Tak
     rig.take(hook, Side::External, &FrameSpec { flags, ack, ..spec }.bytes())
 }
 
-fn collided_reply(rig: &mut Rig, hook: Hook) -> Taken {
+fn collided_reply(rig: &mut Rig, hook: Hook, port: u16) -> Taken {
+    let dst = (CLIENT, port);
     let spec =
-        FrameSpec { src: (SERVER, 9999), flags: SYN | ACK, seq: SERVER_SEQ, ..rig.server(tcp::NUMBER) };
+        FrameSpec { src: (SERVER, 9999), dst, flags: SYN | ACK, seq: SERVER_SEQ, ..rig.server(tcp::NUMBER) };
     rig.take(hook, Side::Internal, &spec.bytes())
 }
 
-/// Row 21.
+/// Row 21: the second has another source port towards the server, and each its own replies.
 #[test]
-fn of_two_flows_that_would_collide_at_the_server_the_first_is_served_while_it_lives() {
+fn of_two_flows_that_would_collide_at_the_server_the_second_gets_another_source_port() {
     for hook in INGRESS {
         for established in [false, true] {
             let mut rig = Rig::new();
             colliding(&mut rig, hook, 9000, SYN, 0);
-            collided_reply(&mut rig, hook);
+            collided_reply(&mut rig, hook, CLIENT_PORT);
             if established {
                 colliding(&mut rig, hook, 9000, ACK, SERVER_SEQ + 1);
             }
-            let before = entries(&rig);
-            for _ in 0..2 {
-                let second = colliding(&mut rig, hook, 9001, SYN, 0);
-                assert_eq!((second.outcome, second.reason), (Outcome::Drop, Some(Reason::PortCollision)));
+            let second = colliding(&mut rig, hook, 9001, SYN, 0);
+            assert_eq!(target(&second), (SERVER, 9999));
+            let port = u16::from_be_bytes([second.bytes[34], second.bytes[35]]);
+            assert!(port >= 1024 && port != CLIENT_PORT, "{port}");
+            // The same one for all its packets.
+            assert_eq!(colliding(&mut rig, hook, 9001, SYN, 0).bytes[34..36], port.to_be_bytes());
+            for (to_port, w_port) in [(CLIENT_PORT, 9000u16), (port, 9001)] {
+                let reply = collided_reply(&mut rig, hook, to_port);
+                assert_eq!(reply.bytes[34..36], w_port.to_be_bytes());
+                assert_eq!(reply.bytes[36..38], CLIENT_PORT.to_be_bytes());
             }
-            let dropped = rig.counts.rules[&3].dropped;
-            assert_eq!(dropped[Reason::PortCollision as usize - Reason::FIRST_DROP], 2);
-            assert_eq!(entries(&rig), before);
-            assert_eq!(collided_reply(&mut rig, hook).bytes[34..36], 9000u16.to_be_bytes());
-
-            // Once the first is cut, the second has the port.
-            rig.machine.rules.get_mut(&3).unwrap().tcp_epoch += 1;
-            assert_eq!(target(&colliding(&mut rig, hook, 9001, SYN, 0)), (SERVER, 9999));
-            assert_eq!(collided_reply(&mut rig, hook).bytes[34..36], 9001u16.to_be_bytes());
             colliding(&mut rig, hook, 9001, ACK, SERVER_SEQ + 1);
-            // The cut one's inward entry is dead and waits for the controller.
-            let dead = usize::from(established);
-            assert_eq!((entries(&rig).0, sessions(&rig)), (2 + dead, 1 + u64::from(established)));
+            assert_eq!(sessions(&rig), 1 + u64::from(established));
             assert_whole(&rig.machine, &rig.flows);
         }
     }
+}
+
+/// Row 21: once the first is cut, its port is free.
+#[test]
+fn the_source_port_of_a_cut_flow_is_used_again() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        colliding(&mut rig, hook, 9000, SYN, 0);
+        rig.machine.rules.get_mut(&3).unwrap().tcp_epoch += 1;
+        let second = colliding(&mut rig, hook, 9001, SYN, 0);
+        assert_eq!(second.bytes[34..36], CLIENT_PORT.to_be_bytes());
+        assert_eq!(collided_reply(&mut rig, hook, CLIENT_PORT).bytes[34..36], 9001u16.to_be_bytes());
+    }
+}
+
+/// Row 21: where none of the ports tried is free, the flow is refused and counted.
+#[test]
+fn a_flow_without_a_free_source_port_is_dropped() {
+    let mut rig = Rig::new();
+    colliding(&mut rig, Hook::Xdp, 9000, SYN, 0);
+    let outward = rig.flows.half_open.iter().find(|(_, flow)| flow.direction == OUTWARD);
+    let (key, flow) = outward.map(|(key, flow)| (*key, *flow)).unwrap();
+    for port in 1..=u16::MAX {
+        let tuple = Tuple { dst_port: Port::new(port), ..key.tuple };
+        rig.flows.half_open.insert(FlowKey::new(tuple, key.protocol, Side::Internal), flow);
+    }
+    let before = rig.flows.half_open.len();
+    let second = colliding(&mut rig, Hook::Xdp, 9001, SYN, 0);
+    assert_eq!((second.outcome, second.reason), (Outcome::Drop, Some(Reason::PortCollision)));
+    assert_eq!(rig.counts.rules[&3].dropped[Reason::PortCollision as usize - Reason::FIRST_DROP], 1);
+    assert_eq!(rig.flows.half_open.len(), before);
 }
 
 /// Row 27; design, law 6: what is there with the same owner is adopted.
@@ -886,6 +913,18 @@ fn a_udp_flow_that_two_cpus_establish_at_once_lies_in_one_table() {
     });
 }
 
+/// Rows 21 and 27: whichever source port either CPU finds, both take one.
+#[test]
+fn two_first_packets_at_once_of_a_flow_whose_port_is_taken_make_one_flow() {
+    let mut rig = Rig::new();
+    colliding(&mut rig, Hook::Xdp, 9000, SYN, 0);
+    let syn = FrameSpec::inward(&rig.router, tcp::NUMBER, (CLIENT, CLIENT_PORT), 9001).bytes();
+    race(&rig, [(Side::External, syn.clone()), (Side::External, syn)], |rig| {
+        assert_eq!(entries(rig), (0, 4));
+        assert_whole(&rig.machine, &rig.flows);
+    });
+}
+
 /// Rows 24 and 27; design, law 5.
 
 #[test]
@@ -894,7 +933,7 @@ fn a_tombstone_in_the_way_takes_no_live_flow_with_it() {
     let hook = Hook::Xdp;
     // 9000 -> SERVER:9999, established.
     colliding(&mut rig, hook, 9000, SYN, 0);
-    collided_reply(&mut rig, hook);
+    collided_reply(&mut rig, hook, CLIENT_PORT);
     colliding(&mut rig, hook, 9000, ACK, SERVER_SEQ + 1);
     // Cut and retargeted: the client's new connection goes to OTHER_SERVER and is established.
     let rule = rig.machine.rules.get_mut(&3).unwrap();

@@ -24,18 +24,20 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     pub fn error(&mut self, datagram: &Datagram<A>, quote: &mut Quote<A>, arrival: &Arrival) -> Decision<A> {
         let related = self.relate(datagram, quote, arrival);
         let Scratch { inward: error, way, .. } = &mut *self.scratch;
-        let found = related.and_then(|()| match way.hop {
-            _ if W::HOOK == Hook::TcEgress => Ok(Onward::Egress),
-            Some(hop) => Ok(Onward::Hop(hop)),
-            None => find_way(&error.to, datagram, arrival.side, self.world, way).map(|()| way.onward),
-        });
-        match found.and_then(|onward| fit(onward, datagram, error.direction, self.world)) {
-            Ok(onward) => {
-                Decision::Translate { to: error.to, onward, slot: error.rule, direction: error.direction }
-            }
-            Err(Reason::NoMatch) => no_match(),
-            Err(reason) => stop(reason, error.rule),
+        if let Err(reason) = related {
+            return if reason == Reason::NoMatch { no_match() } else { stop(reason, error.rule) };
         }
+        if W::HOOK == Hook::TcEgress {
+            way.onward = Onward::Egress;
+        } else if let Some(hop) = way.hop {
+            way.onward = Onward::Hop(hop);
+        } else if let Err(reason) = find_way(&error.to, datagram, error.egress_side(), self.world, way) {
+            return stop(reason, error.rule);
+        }
+        if let Err(reason) = fit(&mut way.onward, datagram, error, self.world) {
+            return stop(reason, error.rule);
+        }
+        Decision::Translate { to: error.to, onward: way.onward, slot: error.rule, direction: error.direction }
     }
 
     /// Finds the flow of the quoted packet. The error's rewrite, rule and direction are then in the
@@ -57,14 +59,14 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         for stage in WHERE_TO_LOOK {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
             let Scratch { inward: error, way, .. } = &mut *self.scratch;
-            (error.rule, error.direction) = (flow.rule, flow.direction);
+            (error.rule, error.direction, error.flags) = (flow.rule, flow.direction, flow.flags);
             if !is_live(flow, quote.protocol, self.world, self.now) {
                 return Err(Reason::Cut);
             }
             quote.to = flow.to.reversed();
             let src = if flow.direction == INWARD { datagram.tuple.src } else { flow.to.src };
             error.to = Tuple { src, dst: flow.to.dst, src_port: Port::new(0), dst_port: Port::new(0) };
-            way.hop = hop_is_fresh(flow, side, self.world, self.now).then_some(flow.hop);
+            way.hop = hop_is_fresh(flow, self.world, self.now).then_some(flow.hop);
             if side == Side::External && is_spoofed(datagram, self.world) {
                 return Err(Reason::Spoofed);
             }

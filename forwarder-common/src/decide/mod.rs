@@ -6,26 +6,39 @@
 mod error;
 
 use crate::{
-    address::{Address, Ipv4, Macs},
+    address::{Address, Ipv4, Macs, Port},
     flow::{
-        ANSWERED, FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, Hop, INWARD, OUTWARD, PROVEN, RESET, Side, Tuple,
-        UNANSWERED, is_closing,
+        ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
+        PROVEN, RESET, Side, Tuple, UNANSWERED, is_closing,
     },
     layout::{Hook, XDP_TARGET},
     parse::{Datagram, Transport},
     reason::Reason,
-    rule::Rule,
+    rule::{HAIRPIN, Rule},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
     tcp::{self, Segment},
 };
 
-/// A hop towards the inside is asked anew after this many ns, also when no controller says that
+/// A hop that is not learned is asked anew after this many ns, also when no controller says that
 /// something has changed.
 pub const HOP_LIFETIME: u64 = 1_000_000_000;
 
 /// The established table a second time, because another CPU may promote the flow between the first
 /// two looks: then it was in neither at the moment it was looked for.
 const WHERE_TO_LOOK: [Stage; 3] = [Stage::Established, Stage::HalfOpen, Stage::Established];
+
+/// How many source ports towards the target are tried for a new flow, the client's own first.
+const SOURCE_PORTS_TRIED: u32 = 8;
+
+/// A source port for a client whose own is taken: another flow goes to the same target from it.
+#[inline(always)]
+fn other_source_port<A: Address>(tuple: &Tuple<A>, attempt: u32) -> Port {
+    const FIRST: u32 = 1024;
+    let ports = u32::from(tuple.src_port.number()) << 16 | u32::from(tuple.dst_port.number());
+    // Knuth's multiplicative hash; nobody gains by knowing it.
+    let mixed = (ports ^ tuple.src.sum()).wrapping_add(attempt).wrapping_mul(0x9e37_79b1) >> 8;
+    Port::new((FIRST + mixed % (0x1_0000 - FIRST)) as u16)
+}
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +124,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
             let slot = flow.rule;
             if !is_live(flow, datagram.protocol, self.world, self.now) {
-                if arrival.side == Side::Internal {
+                if flow.direction == OUTWARD {
                     return stop(Reason::Cut, slot);
                 }
                 // The outward entry stays: the target's late packets end at it.
@@ -127,26 +140,16 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 continue;
             }
             let (direction, to) = (flow.direction, flow.to);
-            let onward = match continue_flow(
-                flow,
-                datagram,
-                arrival.side,
-                self.world,
-                self.now,
-                &mut self.scratch.way,
-            ) {
-                Ok(onward) => onward,
-                Err(reason) => return stop(reason, slot),
-            };
+            let way = &mut self.scratch.way;
+            if let Err(reason) = continue_flow(flow, datagram, self.world, self.now, way) {
+                return stop(reason, slot);
+            }
             if stage == Stage::HalfOpen || datagram.segment.is_control() {
                 self.advance(stage, &key, datagram, arrival);
             }
-            return Decision::Translate { to, onward, slot, direction };
+            return Decision::Translate { to, onward: self.scratch.way.onward, slot, direction };
         }
-        match arrival.side {
-            Side::External => self.open(&key, datagram, arrival),
-            Side::Internal => no_match(),
-        }
+        self.open(&key, datagram, arrival)
     }
 
     /// Decides about a packet that the host's stack sends by an external interface: a reply that
@@ -183,21 +186,23 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// A new flow, if a rule allows one.
     #[inline(always)]
     fn open(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
-        if let Err(reason) = self.claim(datagram) {
+        if let Err(reason) = self.claim(datagram, arrival.side) {
             let slot = self.scratch.inward.rule;
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
         let Scratch { inward, way, .. } = &mut *self.scratch;
-        let (slot, to) = (inward.rule, inward.to);
-        let found = find_way(&inward.to, datagram, Side::External, self.world, way);
-        let onward = match found.and_then(|()| fit(way.onward, datagram, INWARD, self.world)) {
-            Ok(onward) => onward,
-            Err(reason) => return stop(reason, slot),
-        };
-        match self.create(key, datagram, arrival) {
-            Ok(()) => Decision::Translate { to, onward, slot, direction: INWARD },
-            Err(reason) => stop(reason, slot),
+        let slot = inward.rule;
+        if let Err(reason) = find_way(&inward.to, datagram, Side::Internal, self.world, way) {
+            return stop(reason, slot);
         }
+        if let Err(reason) = fit(&mut way.onward, datagram, inward, self.world) {
+            return stop(reason, slot);
+        }
+        if let Err(reason) = self.create(key, datagram, arrival) {
+            return stop(reason, slot);
+        }
+        let Scratch { inward, way, .. } = &*self.scratch;
+        Decision::Translate { to: inward.to, onward: way.onward, slot, direction: INWARD }
     }
 
     /// Finds the rule for a packet without a flow and whether it may open one: then the rule and
@@ -209,7 +214,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// returns nothing (a large result counts as nothing), R0 holds what happens to be left in it,
     /// and the verifier refuses that if it is an address on the stack.
     #[inline(never)]
-    fn claim(&mut self, datagram: &Datagram<A>) -> Result<(), Reason> {
+    fn claim(&mut self, datagram: &Datagram<A>, side: Side) -> Result<(), Reason> {
         let port = datagram.tuple.dst_port;
         let slot = self
             .world
@@ -219,11 +224,19 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .world
             .rule(slot)
             .filter(|rule| rule.is_open(self.now) && rule.has_port(port))
+            .filter(|rule| side == Side::External || rule.flags & HAIRPIN != 0)
             .ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
+        (inward.direction, inward.flags) = (INWARD, 0);
         inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
-        may_open(datagram, rule, self.world)
+        if side == Side::Internal {
+            inward.flags = FROM_INSIDE;
+            // So that the target answers to the router, though it may be the client's neighbour or
+            // the client itself (RFC 4787 REQ-9).
+            inward.to.src = datagram.tuple.dst;
+        }
+        may_open(datagram, rule, side, self.world)
     }
 
     /// Makes the flow that [`Core::claim`] and [`find_way`] have left in the scratch.
@@ -231,7 +244,15 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     fn create(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
         self.compose(key, arrival);
         touch(&mut self.scratch.inward, datagram, self.now);
-        self.insert_both(key)
+        for attempt in 0..SOURCE_PORTS_TRIED {
+            match self.insert_both(key) {
+                Err(Reason::PortCollision) => {
+                    self.scratch.inward.to.src_port = other_source_port(&key.tuple, attempt);
+                }
+                done => return done,
+            }
+        }
+        Err(Reason::PortCollision)
     }
 
     /// Both entries of a new flow whose rule and rewrite are in the scratch's inward one.
@@ -247,10 +268,8 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         // Of an older generation it is never fresh: the next packet asks again.
         inward.hop_generation = if way.hop.is_some() { generation } else { generation.wrapping_sub(1) };
         inward.expected_ack = 0;
-        inward.direction = INWARD;
         inward.progress = UNANSWERED;
         inward.ended = 0;
-        inward.hop_is_learned = 0;
         self.compose_outward(key, arrival);
     }
 
@@ -263,13 +282,13 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         outward.to = key.tuple.reversed();
         outward.hop = arrival.way_back(self.world.ifindex());
         outward.hop_generation = self.world.generation();
-        outward.hop_is_learned = 1;
+        outward.flags |= LEARNED_HOP;
         outward.direction = OUTWARD;
         (outward.packets, outward.bytes) = (0, 0);
     }
 
     /// Makes the scratch's entries a half-open flow, the reply's first. What another CPU has made
-    /// meanwhile for the same packets is adopted.
+    /// meanwhile for the same packets is adopted: then its rewrite is in the scratch.
     #[inline(always)]
     fn insert_both(&mut self, key: &FlowKey<A>) -> Result<(), Reason> {
         let back = self.scratch.inward.other_key(key);
@@ -283,7 +302,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             self.flows.remove(Stage::Established, &back);
         }
         self.insert_or_adopt(&back, OUTWARD)?;
-        self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))
+        self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))?;
+        if self.scratch.inward.other_key(key) != back {
+            // The other CPU has chosen another source port.
+            self.flows.remove(Stage::HalfOpen, &back);
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -296,6 +320,10 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         }
         match self.flows.find(Stage::HalfOpen, key) {
             Some(there) if there.has_same_owner(flow) => Ok(()),
+            Some(there) if direction == INWARD && there.has_same_rule(flow) => {
+                self.scratch.inward.to = there.to;
+                Ok(())
+            }
             Some(there) if is_live(there, key.protocol, self.world, self.now) => Err(Reason::PortCollision),
             // A cut flow's, or gone meanwhile.
             _ => {
@@ -403,57 +431,46 @@ fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, now: u64) {
     flow.bytes += u64::from(datagram.ip_len);
 }
 
-/// The side that packets of the flow's other direction come from.
-#[inline(always)]
-fn other_side(side: Side) -> Side {
-    match side {
-        Side::External => Side::Internal,
-        Side::Internal => Side::External,
-    }
-}
-
 /// Carries a packet of a live flow: finds its way on, and only then notes it in the entry.
 #[inline(always)]
 fn continue_flow<A: Address, W: World<A>>(
     flow: &mut Flow<A>,
     datagram: &Datagram<A>,
-    side: Side,
     world: &W,
     now: u64,
     found: &mut Way<A>,
-) -> Result<Onward<A>, Reason> {
-    let onward = if hop_is_fresh(flow, side, world, now) {
-        Onward::Hop(flow.hop)
+) -> Result<(), Reason> {
+    if hop_is_fresh(flow, world, now) {
+        found.onward = Onward::Hop(flow.hop);
     } else {
         if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
             return Err(Reason::LeftToProbe);
         }
-        find_way(&flow.to, datagram, side, world, found)?;
+        find_way(&flow.to, datagram, flow.egress_side(), world, found)?;
         if let Some(hop) = found.hop {
             flow.hop = hop;
             flow.hop_checked = now;
             flow.hop_generation = world.generation();
-            flow.hop_is_learned = 0;
+            flow.flags &= !LEARNED_HOP;
         }
-        found.onward
-    };
-    let onward = fit(onward, datagram, flow.direction, world)?;
+    }
+    fit(&mut found.onward, datagram, flow, world)?;
     touch(flow, datagram, now);
-    Ok(onward)
+    Ok(())
 }
 
 /// A learned hop holds as long as its interface does; another one for a second within a generation.
 #[inline(always)]
-fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, side: Side, world: &W, now: u64) -> bool {
+fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W, now: u64) -> bool {
     let generation = world.generation();
-    if flow.hop_is_learned == 0 {
+    if flow.flags & LEARNED_HOP == 0 {
         return flow.hop_generation == generation && now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME;
     }
     if flow.hop_generation == generation {
         return true;
     }
     let Some(interface) = world.interface(flow.hop.ifindex) else { return false };
-    if interface.side != other_side(side) as u8 {
+    if interface.side != flow.egress_side() as u8 {
         return false;
     }
     flow.hop.macs = Macs::new(flow.hop.macs.dst(), interface.mac);
@@ -479,14 +496,14 @@ struct Way<A> {
 fn find_way<A: Address, W: World<A>>(
     to: &Tuple<A>,
     datagram: &Datagram<A>,
-    side: Side,
+    egress: Side,
     world: &W,
     way: &mut Way<A>,
 ) -> Result<(), Reason> {
     let query = RouteQuery { tuple: *to, protocol: datagram.protocol, tos: datagram.tos };
     match world.route(&query) {
         Route::Known { hop, next_hop } => {
-            let (mtu, from_xdp) = check_egress(hop.ifindex, side, world)?;
+            let (mtu, from_xdp) = check_egress(hop.ifindex, egress, world)?;
             let hop = Hop { mtu, from_xdp, ..hop };
             way.hop = Some(hop);
             way.onward = match W::HOOK {
@@ -497,7 +514,7 @@ fn find_way<A: Address, W: World<A>>(
         }
         Route::Unresolved { .. } if W::HOOK == Hook::Xdp => Err(Reason::LeftUnresolved),
         Route::Unresolved { ifindex, next_hop } => {
-            check_egress(ifindex, side, world)?;
+            check_egress(ifindex, egress, world)?;
             *way = Way { onward: Onward::Neighbour { ifindex, next_hop }, hop: None };
             Ok(())
         }
@@ -507,35 +524,45 @@ fn find_way<A: Address, W: World<A>>(
 
 /// MTU of the egress interface and whether XDP may send by it, if translated packets may leave there at all.
 #[inline(always)]
-fn check_egress<A: Address, W: World<A>>(ifindex: u32, side: Side, world: &W) -> Result<(u32, u32), Reason> {
+fn check_egress<A: Address, W: World<A>>(
+    ifindex: u32,
+    egress: Side,
+    world: &W,
+) -> Result<(u32, u32), Reason> {
     match world.interface(ifindex) {
-        Some(interface) if interface.side == other_side(side) as u8 => {
+        Some(interface) if interface.side == egress as u8 => {
             Ok((interface.mtu, (interface.flags & XDP_TARGET != 0) as u32))
         }
         _ => Err(Reason::WrongEgress),
     }
 }
 
-/// Whether a packet can take a way as it is: TTL, length, XDP's reach.
+/// Whether a packet can take a way as it is: TTL, length, XDP's reach. Where the host can help it
+/// goes there instead.
 #[inline(always)]
 fn fit<A: Address, W: World<A>>(
-    onward: Onward<A>,
+    onward: &mut Onward<A>,
     datagram: &Datagram<A>,
-    direction: u8,
+    flow: &Flow<A>,
     world: &W,
-) -> Result<Onward<A>, Reason> {
+) -> Result<(), Reason> {
     let mtu = match onward {
         Onward::Hop(hop) => Some(hop.mtu),
-        Onward::Neighbour { ifindex, .. } => world.interface(ifindex).map(|interface| interface.mtu),
-        Onward::Host | Onward::Egress => return Ok(onward),
+        Onward::Neighbour { ifindex, .. } => world.interface(*ifindex).map(|interface| interface.mtu),
+        Onward::Host | Onward::Egress => return Ok(()),
     };
     if datagram.ttl <= 1 {
-        return match (W::HOOK, datagram.transport, direction) {
+        return match (W::HOOK, datagram.transport, flow.direction) {
             (Hook::Xdp, ..) => Err(Reason::LeftToTc),
             // Nobody is told of an error that gets lost (RFC 1812 section 4.3.2.7).
             (_, Transport::IcmpError, _) => Err(Reason::TtlExpired),
+            // From its own address the host would not take it.
+            (_, _, INWARD) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TtlExpired),
             // The host counts the hop, and tells the client: translated back as it leaves.
-            (_, _, INWARD) => Ok(Onward::Host),
+            (_, _, INWARD) => {
+                *onward = Onward::Host;
+                Ok(())
+            }
             _ => Err(Reason::LeftTtlExpired),
         };
     }
@@ -544,13 +571,17 @@ fn fit<A: Address, W: World<A>>(
         return match onward {
             _ if too_big => Err(Reason::LeftTooBig),
             Onward::Hop(hop) if hop.from_xdp == 0 => Err(Reason::LeftToTc),
-            _ => Ok(onward),
+            _ => Ok(()),
         };
     }
-    match (too_big, direction, datagram.dont_fragment) {
-        (false, ..) => Ok(onward),
+    match (too_big, flow.direction, datagram.dont_fragment) {
+        (false, ..) => Ok(()),
+        (true, INWARD, _) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TooBig),
         // The stack fragments it, or tells the client: translated back as it leaves.
-        (true, INWARD, _) => Ok(Onward::Host),
+        (true, INWARD, _) => {
+            *onward = Onward::Host;
+            Ok(())
+        }
         // The stack tells the server, from its own address on that side.
         (true, _, true) => Err(Reason::LeftTooBig),
         (true, _, false) => Err(Reason::TooBig),
@@ -562,6 +593,7 @@ fn fit<A: Address, W: World<A>>(
 fn may_open<A: Address, W: World<A>>(
     datagram: &Datagram<A>,
     rule: &Rule<A>,
+    side: Side,
     world: &W,
 ) -> Result<(), Reason> {
     if is_impossible(datagram, world) {
@@ -575,7 +607,11 @@ fn may_open<A: Address, W: World<A>>(
     if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, datagram.tuple.src) {
         return Err(Reason::NotAllowed);
     }
-    if belongs_inside(datagram.tuple.src, world) { Err(Reason::Spoofed) } else { Ok(()) }
+    let spoofed = match side {
+        Side::External => belongs_inside(datagram.tuple.src, world),
+        Side::Internal => world.route_interface(datagram.tuple.src) != Some(world.ifindex()),
+    };
+    if spoofed { Err(Reason::Spoofed) } else { Ok(()) }
 }
 
 /// Whether no honest packet has its source.

@@ -10,7 +10,7 @@ use crate::{
     flow::{Hop, Side},
     layout::{Interface, XDP_TARGET},
     reason::Reason,
-    rule::{ACTIVE, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
+    rule::{ACTIVE, HAIRPIN, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
     wire::{icmp, tcp, udp},
 };
@@ -44,6 +44,7 @@ pub struct RuleSpec {
     pub target_ports: (u16, u16),
     pub allow_list: u32,
     pub expired: bool,
+    pub hairpin: bool,
 }
 
 const fn rule(
@@ -52,14 +53,14 @@ const fn rule(
     target: [u8; 4],
     target_ports: (u16, u16),
 ) -> RuleSpec {
-    RuleSpec { protocols, ports, target, target_ports, allow_list: 0, expired: false }
+    RuleSpec { protocols, ports, target, target_ports, allow_list: 0, expired: false, hairpin: false }
 }
 
 /// By slot.
 pub const RULES: &[RuleSpec] = &[
     rule(TCP, (8080, 8080), SERVER, (80, 80)),
     rule(UDP, (8080, 8080), OTHER_SERVER, (81, 81)),
-    rule(BOTH, (10_000, 10_100), SERVER, (20_000, 20_100)),
+    RuleSpec { hairpin: true, ..rule(BOTH, (10_000, 10_100), SERVER, (20_000, 20_100)) },
     rule(TCP, (9000, 9010), SERVER, (9999, 9999)),
     RuleSpec { allow_list: 1, ..rule(BOTH, (2222, 2222), SERVER, (22, 22)) },
     rule(BOTH, (7000, 7000), SILENT_SERVER, (7000, 7000)),
@@ -141,7 +142,7 @@ impl RuleSpec {
         let one = if self.target_ports.0 == self.target_ports.1 { ONE_TARGET_PORT } else { 0 };
         Rule {
             expires: if self.expired { 1 } else { u64::MAX },
-            flags: ACTIVE | one,
+            flags: ACTIVE | one | if self.hairpin { HAIRPIN } else { 0 },
             tcp_epoch: 7,
             udp_epoch: 7,
             allow_list: self.allow_list,

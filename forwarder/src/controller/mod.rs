@@ -551,6 +551,7 @@ fn kernel_rules(rules: &Rules, resolutions: &BTreeMap<RuleId, Resolution>) -> Ve
         external_ports: rule.spec.external.ports,
         target: rule.spec.target.address,
         target_ports: rule.spec.target.ports,
+        hairpin: rule.spec.hairpin,
         allow: rule.spec.allow.networks().to_vec(),
         expires_at: rule.expires_at,
         epoch: rule.epoch,

@@ -104,6 +104,8 @@ pub struct KernelRule {
     pub target: IpAddr,
     /// As many ports as `external_ports`, mapped one by one; or a single one for all of them.
     pub target_ports: PortRange,
+    /// Whether hosts inside may use it too.
+    pub hairpin: bool,
     /// Sources that may use the rule; empty: everyone.
     pub allow: Vec<IpNet>,
     /// The packet path refuses and cuts from this moment on, whether or not a controller runs.

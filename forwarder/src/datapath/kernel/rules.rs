@@ -311,7 +311,7 @@ fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Result<Line> {
     let one = if target_port == last { rule::ONE_TARGET_PORT } else { 0 };
     Ok(Line {
         expires: wanted.expires_at.map_or(u64::MAX, |moment| offset.monotonic_of(moment)),
-        flags: rule::ACTIVE | one,
+        flags: rule::ACTIVE | one | if wanted.hairpin { rule::HAIRPIN } else { 0 },
         tcp_epoch: wanted.epoch.tcp,
         udp_epoch: wanted.epoch.udp,
         allow_list,
