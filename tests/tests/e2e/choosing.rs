@@ -196,3 +196,46 @@ for_each_datapath! {
         assert_carried(bed);
     }
 }
+
+for_each_datapath! {
+    /// Row 19: a neighbour of the server, and the server itself, dial the external address.
+    fn hosts_inside_reach_the_server_by_the_external_address(bed = two_servers()) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
+        let udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        for inside in ["10.0.0.11", "10.0.0.10"] {
+            let host = bed.at(inside);
+            let socket = udp_socket(host, "0.0.0.0:0").unwrap();
+            // Connected: it takes answers from there alone.
+            host.run(|| socket.connect(W8080)).unwrap();
+            assert_eq!(udp_ask(&socket, W8080, "hello").unwrap(), "server hello", "{inside}");
+            let mut stream = connect(host, W8080).unwrap();
+            stream.write_all(b"hello").unwrap();
+            let mut back = [0; 5];
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!(&back, b"hello");
+        }
+        let seen: Vec<_> = tcp.peers().into_iter().chain(udp.peers()).map(|peer| peer.ip().to_string()).collect();
+        assert!(!seen.is_empty() && seen.iter().all(|peer| peer == "203.0.113.1"), "{seen:?}");
+    }
+}
+
+for_each_datapath! {
+    /// Rows 19 and 48.
+    fn hairpin_ends_with_the_rules_word_and_its_allow_list(bed = two_servers()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80 --name echo");
+        let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let socket = udp_socket(bed.at("10.0.0.11"), "0.0.0.0:0").unwrap();
+        assert!(answers(&socket, W8080));
+        bed.ctl(&["set", "echo", "--allow", "10.0.0.99"]).unwrap();
+        assert!(!answers(&socket, W8080));
+        assert!(only_rule(bed)["counters"]["dropped"]["not-allowed"].as_u64() > Some(0));
+        bed.ctl(&["set", "echo", "--allow", "10.0.0.11"]).unwrap();
+        assert!(answers(&socket, W8080));
+        bed.ctl(&["set", "echo", "--allow", "any", "--no-hairpin"]).unwrap();
+        let fresh = udp_socket(bed.at("10.0.0.11"), "0.0.0.0:0").unwrap();
+        assert!(!answers(&fresh, W8080));
+        bed.ctl(&["set", "echo", "--hairpin"]).unwrap();
+        assert!(answers(&fresh, W8080));
+    }
+}
