@@ -3,7 +3,7 @@
 use crate::reason::Reason;
 
 /// Grows whenever a pinned map changes its shape or meaning, so that no controller misreads one.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The one entry of the settings map.
 #[repr(C)]
@@ -16,8 +16,9 @@ pub struct Settings {
     pub generation: u32,
     /// Process of the controller that wrote this.
     pub controller: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Its network namespace: the inode number in `/proc/PID/ns/net`. Interfaces' indices mean
+    /// nothing elsewhere.
+    pub namespace: u32,
 }
 
 /// `Interface::flags`: frames may come with a checksum that is still to be finished (veth, tap).
