@@ -16,8 +16,9 @@ pub struct Settings {
     pub generation: u32,
     /// Process of the controller that wrote this.
     pub controller: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Its network namespace: the inode number in `/proc/PID/ns/net`. Interfaces' indices mean
+    /// nothing elsewhere.
+    pub namespace: u32,
 }
 
 /// `Interface::flags`: frames may come with a checksum that is still to be finished (veth, tap).

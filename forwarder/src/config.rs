@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use crate::datapath::{Mode, TableSizes, Timeouts};
-use crate::rule::{check_interface_name, quoted};
+use crate::rule::{check_interface_name, parse_duration, quoted};
 
 pub const DEFAULT_CONFIG: &str = "/etc/forwarder/forwarder.toml";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/forwarder";
@@ -51,10 +51,10 @@ pub enum Command {
 #[derive(Clone, Debug, Default, Args)]
 pub struct Flags {
     /// Interfaces towards the internet
-    #[arg(long, value_name = "IFACE", num_args = 1..)]
+    #[arg(long, value_name = "IFACE", num_args = 1.., value_delimiter = ',')]
     pub external: Vec<String>,
     /// Interfaces towards the targets
-    #[arg(long, value_name = "IFACE", num_args = 1..)]
+    #[arg(long, value_name = "IFACE", num_args = 1.., value_delimiter = ',')]
     pub internal: Vec<String>,
     /// Where packets are handled [default: auto]
     #[arg(long, value_name = "KIND")]
@@ -99,6 +99,20 @@ struct File {
     tables: TableSizes,
 }
 
+impl File {
+    /// What a relative path would mean depends on where the daemon was started.
+    fn check_paths(&self) -> Result<()> {
+        for (key, path) in
+            [("state-dir", &self.state_dir), ("socket", &self.socket), ("pin-dir", &self.pin_dir)]
+        {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                bail!("{key} = {} is not an absolute path: begin it with /", quoted(&path.to_string_lossy()));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Of the file what [`Config::pin_dir`] needs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -125,12 +139,17 @@ impl Config {
     pub fn check_file(path: &Path) -> Result<Vec<String>> {
         let file: File = read(path)?;
         let timeouts = file.timeouts;
+        let mut warnings = warnings(&timeouts);
         if !file.external.is_empty() || !file.internal.is_empty() {
             Config::merge(Flags::default(), file)?;
         } else {
+            file.check_paths()?;
             check_tables(&file.tables)?;
+            warnings.push(
+                "it names no interfaces: forwarderd has to be given --external and --internal".to_owned(),
+            );
         }
-        Ok(warnings(&timeouts))
+        Ok(warnings)
     }
 
     /// What holds, but is not wise.
@@ -143,6 +162,7 @@ impl Config {
         let path = |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             flag.or(file).unwrap_or_else(|| default.into())
         };
+        file.check_paths()?;
         let config = Config {
             external: listed(flags.external, file.external),
             internal: listed(flags.internal, file.internal),
@@ -253,7 +273,7 @@ pub fn idle_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
 }
 
 fn parse_idle_time(text: &str) -> Result<Duration> {
-    let Ok(duration) = humantime::parse_duration(text) else {
+    let Some(duration) = parse_duration(text) else {
         bail!("{} is not a duration: write 90s, 4m or 2h4m", quoted(text));
     };
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600));
@@ -311,7 +331,7 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file() {
-        let line = "--external wan3 wan4 --external wan5 --datapath tc --state-dir /flag";
+        let line = "--external wan3,wan4 --external wan5 --datapath tc --state-dir /flag";
         let merged = Config::merge(flags(line).flags, parse(Path::new("f"), LEAST).unwrap()).unwrap();
         assert_eq!(merged.external, ["wan3", "wan4", "wan5"]);
         assert_eq!(merged.internal, ["lan"]);
@@ -334,6 +354,11 @@ mod tests {
             ("internal = [\"lan\"]\n", "no external interface"),
             ("external = [\"wan\"]\n", "no internal interface"),
             ("external = [\"wan\"]\ninternal = [\"wan\"]\n", "given twice"),
+            (
+                "external = [\"wan\"]\ninternal = [\"lan\"]\nsocket = \"\"\n",
+                "socket = `` is not an absolute path",
+            ),
+            ("state-dir = \"state\"\n", "not an absolute path"),
             ("external = [\"lo\"]\ninternal = [\"lan\"]\n", "loopback"),
             ("external = [\"a name too long to be one\"]\ninternal = [\"lan\"]\n", "1 to 15 characters"),
             ("external = [\"wan\"]\ninternal = [\"lan\"]\n[tables]\nrules = 0\n", "[tables] rules = 0"),
@@ -378,7 +403,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("forwarder.toml");
         fs::write(&path, "datapath = \"tc\"\n").unwrap();
-        assert_eq!(Config::check_file(&path).unwrap(), [""; 0]);
+        assert!(Config::check_file(&path).unwrap()[0].contains("names no interfaces"));
         fs::write(&path, "datapath = \"tc\"\n[tables]\nrules = 0\n").unwrap();
         assert!(Config::check_file(&path).is_err());
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy knows the test functions, but not their helpers")]
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use forwarder::controller::{Controller, Machine, Settings, Shared};
 use forwarder::ctl::args::Cli;
 use forwarder::ctl::{Failure, Report, Terminal, run};
 use forwarder::datapath::fake::FakeDatapath;
-use forwarder::network::{Interface, Network};
+use forwarder::network::{Egress, Interface, Network};
 use forwarder::rule::{Request, State};
 use forwarder::store::Store;
 use serde_json::{Value, json};
@@ -20,6 +22,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+fn all_inside(targets: &BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Egress>> {
+    Ok(targets.iter().map(|target| (*target, Egress::Interface(2))).collect())
+}
 
 /// A daemon without the kernel: everything from the socket down to the data path.
 struct Daemon {
@@ -55,7 +61,7 @@ impl Daemon {
         let store = Store::open(directory.path()).unwrap();
         let machine = Machine {
             find_listeners: |_, _, _| Ok(Vec::new()),
-            find_egress: |_| Ok(Some(2)),
+            find_egress: all_inside,
             ipv4_settings: "/nowhere",
         };
         let controller = Controller::new(store, Box::new(fake.clone()), network, settings, machine).unwrap();
@@ -266,7 +272,7 @@ async fn bad_fields_are_refused_and_change_nothing() {
     for (field, value, expected) in [
         ("protocol", json!("icmp"), "unknown"),
         ("protocol", json!(6), "invalid type"),
-        ("protocol", Value::Null, "needed"),
+        ("protocol", Value::Null, "protocol: invalid type: null"),
         ("external", json!("wan:0"), "1 to 65535"),
         ("external", json!("wan:70000"), "1 to 65535"),
         ("external", json!("wan"), "wan:8080"),
@@ -300,7 +306,8 @@ async fn bad_fields_are_refused_and_change_nothing() {
         ("review_by", json!("soon"), "2026-12-31"),
         ("lifetime", json!("0s"), "shortest"),
         ("lifetime", json!("soon"), "90s"),
-        ("lifetime", json!(60), "invalid type"),
+        ("lifetime", json!(60), "lifetime: invalid type"),
+        ("lifetime", json!("10M"), "lifetime `10M` is not a duration: write 90s, 10m, 12h or 30d"),
         ("cut", json!(true), "change"),
         ("expires_at", json!("2030-01-01T00:00:00Z"), "unknown field `expires_at`"),
         ("colour", json!("red"), "unknown field `colour`"),

@@ -43,11 +43,29 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
             let line = "the body has to be JSON: send it with `Content-Type: application/json`";
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, line));
         }
-        match serde_json::from_slice(&bytes) {
-            Ok(value) => Ok(JsonBody(value)),
-            Err(error) => Err(ApiError::new(StatusCode::BAD_REQUEST, format!("bad JSON: {error}"))),
-        }
+        parse(&bytes).map(JsonBody).map_err(|line| ApiError::new(StatusCode::BAD_REQUEST, line))
     }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    // serde would also take an array for a struct.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err("the body has to be a JSON object, as {\"enabled\": true}".to_owned());
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let field = error.path().to_string();
+        let text = error.inner().to_string();
+        if !error.inner().is_data() {
+            return format!("bad JSON: {text}");
+        }
+        // A value is wrong: it is the field that says which, not its place in the text.
+        let line = text.split(" at line ").next().unwrap_or_default();
+        let named = field == "." || line.starts_with(&field);
+        if named { line.to_owned() } else { format!("{field}: {line}") }
+    })?;
+    json.end().map_err(|error| format!("bad JSON: {error}"))?;
+    Ok(value)
 }
 
 async fn read(mut body: Body) -> Result<Vec<u8>, ApiError> {

@@ -160,6 +160,10 @@ fn named(path: Result<Path<String>, PathRejection>) -> Result<RuleRef, ApiError>
 fn asked<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     match query {
         Ok(Query(value)) => Ok(value),
-        Err(error) => Err(ApiError::new(StatusCode::BAD_REQUEST, error.body_text())),
+        Err(error) => {
+            let text = error.body_text();
+            let why = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+            Err(ApiError::new(StatusCode::BAD_REQUEST, format!("bad query: {why}")))
+        }
     }
 }

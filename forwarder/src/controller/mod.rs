@@ -22,7 +22,7 @@ use log::{error, info, warn};
 
 use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
 use crate::listeners::Listener;
-use crate::network::Network;
+use crate::network::{Egress, Network};
 use crate::rule::{
     Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
 };
@@ -41,8 +41,8 @@ type Rules = BTreeMap<RuleId, Rule>;
 pub struct Machine {
     /// Services of the router itself: protocol, addresses, ports.
     pub find_listeners: fn(Protocol, &[IpAddr], PortRange) -> anyhow::Result<Vec<Listener>>,
-    /// The index of the interface that packets to an address leave by; nothing without a route.
-    pub find_egress: fn(IpAddr) -> anyhow::Result<Option<u32>>,
+    /// How packets to each of these leave.
+    pub find_egress: fn(&BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Egress>>,
     /// Where the kernel's IPv4 settings are read: [`IPV4_SETTINGS`].
     pub ipv4_settings: &'static str,
 }
@@ -134,6 +134,7 @@ impl Controller {
         self.expire_due(now())?;
         let spec = request.new_spec()?;
         conflict::check_place(&spec, &self.settings, &self.network)?;
+        self.check_target(&spec)?;
         let mut warnings = Vec::new();
         let Some(old) = self.in_the_way(&spec, request.replace)? else {
             self.check_listeners(&spec, request.force, &mut warnings)?;
@@ -155,7 +156,7 @@ impl Controller {
         let old = self.find_living(which)?;
         let spec = request.changed_spec(&old.spec)?;
         if spec.target != old.spec.target {
-            conflict::check_target(&spec, &self.network)?;
+            self.check_target(&spec)?;
         }
         if let Some(other) = conflict::same_name(&spec, &self.rules, Some(old.id)) {
             return Err(conflict::name_taken(other, "give another"));
@@ -164,6 +165,7 @@ impl Controller {
         if spec.enabled && !old.spec.enabled {
             self.check_listeners(&spec, request.force, &mut warnings)?;
         }
+        warnings.extend(warnings::of_opening(&old, &spec));
         let rule = self.update(&old, spec, request.lifetime, request.cut, user, warnings)?;
         Ok(self.with_warnings(rule))
     }
@@ -365,7 +367,7 @@ impl Controller {
             rules.remove(id);
         }
         rules.extend(change.put.into_iter().map(|rule| (rule.id, rule)));
-        let resolutions = resolve(&rules, &self.network);
+        let resolutions = resolve(&rules, &self.settings, &self.network);
         written.extend(self.follow_addresses(&mut rules, &resolutions)?);
         let kernel = kernel_rules(&rules, &resolutions);
 
@@ -456,6 +458,25 @@ impl Controller {
                 rule: Some(first.id),
             }),
         }
+    }
+
+    fn check_target(&self, spec: &Spec) -> Result<(), Error> {
+        conflict::check_target(spec, &self.network)?;
+        let target = spec.target.address;
+        if self.find_egress(&[target].into()).get(&target) == Some(&Egress::NoHost) {
+            let line =
+                format!("target {target} is no single host's address here: give the address of one host");
+            return Err(Invalid(line).into());
+        }
+        Ok(())
+    }
+
+    /// Where it cannot be found out nothing is said.
+    fn find_egress(&self, targets: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Egress> {
+        (self.machine.find_egress)(targets).unwrap_or_else(|error| {
+            warn!("cannot ask for the routes to the targets: {error:#}");
+            BTreeMap::new()
+        })
     }
 
     fn check_listeners(&self, spec: &Spec, force: bool, warnings: &mut Vec<String>) -> Result<(), Error> {

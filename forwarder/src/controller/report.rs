@@ -1,5 +1,6 @@
 //! What the controller tells about itself and its rules.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
@@ -70,8 +71,12 @@ pub struct RuleStats {
 
 impl Controller {
     pub fn list(&mut self) -> Result<Vec<RuleView>, Error> {
-        let ids: Vec<RuleId> = self.rules.keys().copied().collect();
-        ids.into_iter().map(|id| self.view(id)).collect()
+        let mut views = self.views()?;
+        let mut warnings = self.rule_warnings(self.rules.values());
+        for view in &mut views {
+            view.warnings.extend(warnings.remove(&view.id).unwrap_or_default());
+        }
+        Ok(views)
     }
 
     pub fn show(&mut self, which: &RuleRef) -> Result<RuleView, Error> {
@@ -113,7 +118,7 @@ impl Controller {
     }
 
     pub fn stats(&mut self) -> Result<Stats, Error> {
-        let rules = self.list()?.into_iter().map(|rule| RuleStats {
+        let rules = self.views()?.into_iter().map(|rule| RuleStats {
             id: rule.id,
             name: rule.name,
             protocol: rule.protocol,
@@ -141,8 +146,48 @@ impl Controller {
             interfaces: self.datapath.interfaces(),
             tables: self.datapath.tables()?,
             rules,
-            warnings: warnings::of_machine(&self.settings, &self.machine),
+            warnings: self.all_warnings(),
         })
+    }
+
+    /// What keeps everything, or some rules, from working.
+    fn all_warnings(&self) -> Vec<String> {
+        let mut warnings = self.machine_warnings();
+        let of_rules = self.rule_warnings(self.rules.values());
+        if !of_rules.is_empty() {
+            let ids: Vec<String> = of_rules.keys().take(8).map(RuleId::to_string).collect();
+            let more = if of_rules.len() > ids.len() { ", …" } else { "" };
+            let (count, ids) = (of_rules.len(), ids.join(", "));
+            warnings.push(format!(
+                "{count} rule{} may not work as things are, and `forwarderctl show` says why: {ids}{more}",
+                if count == 1 { "" } else { "s" }
+            ));
+        }
+        warnings
+    }
+
+    fn machine_warnings(&self) -> Vec<String> {
+        let mut warnings = warnings::of_machine(&self.settings, &self.machine);
+        warnings.extend(self.datapath.warnings());
+        warnings
+    }
+
+    /// What keeps rules from working, for those of which there is something to say.
+    fn rule_warnings<'a>(&self, rules: impl Iterator<Item = &'a Rule>) -> BTreeMap<RuleId, Vec<String>> {
+        let rules: Vec<&Rule> = rules.filter(|rule| !rule.draining && rule.spec.enabled).collect();
+        let egress = self.find_egress(&rules.iter().map(|rule| rule.spec.target.address).collect());
+        let ephemeral = warnings::EphemeralPorts::read(&self.machine);
+        let warnings = rules.into_iter().map(|rule| {
+            let egress = egress.get(&rule.spec.target.address);
+            let of_rule = warnings::of_rule(&rule.spec, &self.settings, &self.network, egress, &ephemeral);
+            (rule.id, of_rule)
+        });
+        warnings.filter(|(_, warnings)| !warnings.is_empty()).collect()
+    }
+
+    fn views(&mut self) -> Result<Vec<RuleView>, Error> {
+        let ids: Vec<RuleId> = self.rules.keys().copied().collect();
+        ids.into_iter().map(|id| self.view(id)).collect()
     }
 
     fn view(&mut self, id: RuleId) -> Result<RuleView, Error> {
@@ -164,11 +209,11 @@ impl Controller {
 
     /// Adds what would keep the rule from working.
     pub(super) fn with_warnings(&self, mut view: RuleView) -> RuleView {
-        if let Some(rule) = self.rules.get(&view.id).filter(|rule| !rule.draining && rule.spec.enabled) {
-            view.warnings.extend(warnings::of_machine(&self.settings, &self.machine));
-            let of_rule = warnings::of_rule(&rule.spec, &self.settings, &self.network, &self.machine);
-            view.warnings.extend(of_rule);
+        if matches!(view.state, State::Active | State::Waiting) {
+            view.warnings.extend(self.machine_warnings());
         }
+        let of_rule = self.rule_warnings(self.rules.get(&view.id).into_iter());
+        view.warnings.extend(of_rule.into_values().flatten());
         view
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use super::Rules;
+use super::{Rules, Settings};
 use crate::network::Network;
 use crate::rule::{Place, PortRange, Protocol, Rule, RuleId};
 
@@ -16,7 +16,7 @@ pub struct Resolution {
 }
 
 /// Resolves all rules at once, since an address rule keeps an interface rule from its address.
-pub fn resolve(rules: &Rules, network: &Network) -> BTreeMap<RuleId, Resolution> {
+pub fn resolve(rules: &Rules, settings: &Settings, network: &Network) -> BTreeMap<RuleId, Resolution> {
     let mut claims = Claims::default();
     let (by_address, by_interface): (Vec<&Rule>, Vec<&Rule>) =
         rules.values().partition(|rule| matches!(rule.spec.external.place, Place::Address(_)));
@@ -24,8 +24,22 @@ pub fn resolve(rules: &Rules, network: &Network) -> BTreeMap<RuleId, Resolution>
     by_address
         .into_iter()
         .chain(by_interface)
-        .map(|rule| (rule.id, resolve_one(rule, rules, network, &mut claims)))
+        .map(|rule| match misplaced(rule, settings) {
+            Some(reason) => (rule.id, Resolution { externals: Vec::new(), waiting: Some(reason) }),
+            None => (rule.id, resolve_one(rule, rules, network, &mut claims)),
+        })
         .collect()
+}
+
+/// Why a rule's interface brings it nothing: its packets are not looked at there.
+fn misplaced(rule: &Rule, settings: &Settings) -> Option<String> {
+    match &rule.spec.external.place {
+        Place::Interface(name) if !settings.external.contains(name) => {
+            let external = settings.external.join(", ");
+            Some(format!("interface {name} is not an external one: the external interfaces are {external}"))
+        }
+        _ => None,
+    }
 }
 
 fn resolve_one(rule: &Rule, rules: &Rules, network: &Network, claims: &mut Claims) -> Resolution {

@@ -40,8 +40,16 @@ fn somebody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Liste
     Ok(vec![Listener { protocol: "tcp", address, process: Some(("sshd".into(), 812)) }])
 }
 
+fn leaving(targets: &BTreeSet<IpAddr>, egress: Egress) -> anyhow::Result<BTreeMap<IpAddr, Egress>> {
+    Ok(targets.iter().map(|target| (*target, egress)).collect())
+}
+
+fn all_inside(targets: &BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Egress>> {
+    leaving(targets, Egress::Interface(2))
+}
+
 fn machine() -> Machine {
-    Machine { find_listeners: nobody, find_egress: |_| Ok(Some(2)), ipv4_settings: "/nowhere" }
+    Machine { find_listeners: nobody, find_egress: all_inside, ipv4_settings: "/nowhere" }
 }
 
 fn settings() -> Settings {
@@ -246,13 +254,50 @@ fn a_rule_that_cannot_work_as_things_are_is_added_with_the_reason() {
     };
     let rule = bench.add(&request("tcp", "198.51.100.7:80", "10.0.0.10:80")).unwrap();
     warned(rule, "no interface of this router has 198.51.100.7");
-    bench.controller.machine.find_egress = |_| Ok(None);
+    bench.controller.machine.find_egress = |targets| leaving(targets, Egress::NoRoute);
     warned(bench.add(&request("tcp", "wan:81", "10.0.0.10:80")).unwrap(), "no route to the target 10.0.0.10");
-    bench.controller.machine.find_egress = |_| Ok(Some(1));
+    bench.controller.machine.find_egress = |targets| leaving(targets, Egress::Interface(1));
     warned(bench.add(&request("tcp", "wan:82", "10.0.0.10:80")).unwrap(), "leaves by wan");
     warned(bench.controller.show(&RuleRef::Id(3)).unwrap(), "leaves by wan");
     let past = Request { review_by: Some("2020-01-01".into()), ..request("tcp", "wan:83", "10.0.0.10:80") };
     warned(bench.add(&past).unwrap(), "due on 2020-01-01");
+    let marked: Vec<bool> =
+        bench.controller.list().unwrap().iter().map(|rule| !rule.warnings.is_empty()).collect();
+    assert_eq!(marked, [true; 4]);
+    assert!(bench.controller.status().unwrap().warnings[0].starts_with("4 rules may not work"));
+    bench.controller.machine.find_egress = |targets| leaving(targets, Egress::NoHost);
+    let error = bench.refusal(&request("tcp", "wan:84", "10.0.0.255:80")).to_string();
+    assert!(error.contains("one host"), "{error}");
+}
+
+#[test]
+fn a_rule_of_an_interface_that_is_external_no_longer_waits_and_says_so() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let Bench { directory, fake, controller } = bench;
+    drop(controller);
+    let settings = Settings { external: vec!["ppp0".into()], internal: vec!["lan".into()] };
+    let store = Store::open(directory.path()).unwrap();
+    let network = network(&["203.0.113.10"]);
+    let mut controller =
+        Controller::new(store, Box::new(fake.clone()), network, settings, machine()).unwrap();
+    let rule = controller.show(&"web".parse().unwrap()).unwrap();
+    assert_eq!(rule.state, State::Waiting);
+    assert!(rule.state_reason.unwrap().contains("wan is not an external one"));
+    assert!(fake.state().rules[&0].externals.is_empty());
+}
+
+#[test]
+fn a_rule_that_is_opened_to_everyone_says_so() {
+    let mut bench = bench();
+    let guarded = Request { allow: Some(AllowList::parse(["192.0.2.0/24"]).unwrap()), ..web() };
+    bench.add(&guarded).unwrap();
+    let open = bench.set("web", Request { allow: Some(AllowList::default()), ..Request::default() }).unwrap();
+    assert!(
+        open.warnings[0].contains("open to everyone now; before, to 192.0.2.0/24"),
+        "{:?}",
+        open.warnings
+    );
 }
 
 #[test]

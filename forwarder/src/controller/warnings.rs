@@ -1,10 +1,11 @@
 //! What would keep rules from working, or work otherwise than a user may expect; each line says how to mend it.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::{Machine, Settings, conflict};
-use crate::network::Network;
+use crate::network::{Egress, Network};
 use crate::rule::{Place, PortRange, Request, Rule, Spec, now};
 
 /// Looks at the machine's settings.
@@ -31,7 +32,13 @@ fn of_sysctls(ipv4: &Path, settings: &Settings) -> Vec<String> {
 }
 
 /// Looks at a rule as this machine would serve it now.
-pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Machine) -> Vec<String> {
+pub fn of_rule(
+    spec: &Spec,
+    settings: &Settings,
+    network: &Network,
+    egress: Option<&Egress>,
+    ephemeral: &EphemeralPorts,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Place::Address(address) = spec.external.place
         && !network.owns(address)
@@ -40,10 +47,9 @@ pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Ma
             "no interface of this router has {address}: packets to it come in only where it is routed to this router"
         ));
     }
-    warnings.extend(of_egress(spec, settings, network, machine));
-    if conflict::external_addresses(&spec.external, network).iter().any(|address| network.owns(*address))
-        && takes_ephemeral_ports(Path::new(machine.ipv4_settings), spec.external.ports)
-    {
+    warnings.extend(of_egress(spec.target.address, settings, network, egress));
+    let own = conflict::external_addresses(&spec.external, network);
+    if own.iter().any(|address| network.owns(*address)) && ephemeral.has_one_of(spec.external.ports) {
         let ports = spec.external.ports;
         warnings.push(format!(
             "the router opens connections of its own from ports of {ports}, whose answers the rule would take: sysctl -w net.ipv4.ip_local_reserved_ports={ports}, beside what is reserved already"
@@ -60,47 +66,79 @@ pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, machine: &Ma
 }
 
 /// Whether packets to the target leave towards the inside.
-fn of_egress(spec: &Spec, settings: &Settings, network: &Network, machine: &Machine) -> Option<String> {
-    let target = spec.target.address;
-    let index = match (machine.find_egress)(target) {
-        Ok(Some(index)) => index,
-        Ok(None) => {
+fn of_egress(
+    target: IpAddr,
+    settings: &Settings,
+    network: &Network,
+    egress: Option<&Egress>,
+) -> Option<String> {
+    let index = match egress? {
+        Egress::Interface(index) => *index,
+        Egress::NoHost => {
+            return Some(format!("{target} is no single host's address here: set another --target"));
+        }
+        Egress::NoRoute => {
             return Some(format!(
                 "there is no route to the target {target}: its packets are dropped until there is one"
             ));
         }
-        Err(error) => {
-            log::debug!("the route to {target} cannot be asked for: {error:#}");
-            return None;
-        }
     };
-    let name = network
-        .interfaces
-        .iter()
-        .find(|interface| interface.index == index)
-        .map(|interface| &interface.name)?;
+    let interface = network.interfaces.iter().find(|interface| interface.index == index)?;
+    let (name, internal) = (&interface.name, settings.internal.join(", "));
     (!settings.internal.contains(name)).then(|| {
-        let internal = settings.internal.join(", ");
         format!("the route to the target {target} leaves by {name}, and the internal interfaces are {internal}: its packets are dropped (wrong-egress)")
     })
 }
 
-/// Whether the router opens connections of its own from any of these ports.
-fn takes_ephemeral_ports(ipv4: &Path, ports: PortRange) -> bool {
-    let read = |name: &str| fs::read_to_string(ipv4.join(name)).unwrap_or_default();
-    let range = read("ip_local_port_range");
-    let range: Vec<u16> = range.split_whitespace().filter_map(|port| port.parse().ok()).collect();
-    let [first, last] = range[..] else { return false };
-    let reserved = read("ip_local_reserved_ports");
-    let reserved: Vec<PortRange> = reserved.trim().split(',').filter_map(|part| part.parse().ok()).collect();
-    (ports.first.max(first)..=ports.last.min(last))
-        .any(|port| !reserved.iter().any(|reserved| reserved.contains(port)))
+/// The ports from which the router opens connections of its own.
+pub struct EphemeralPorts {
+    range: Option<(u16, u16)>,
+    reserved: Vec<PortRange>,
+}
+
+impl EphemeralPorts {
+    pub fn read(machine: &Machine) -> Self {
+        Self::read_at(Path::new(machine.ipv4_settings))
+    }
+
+    fn read_at(ipv4: &Path) -> Self {
+        let read = |name: &str| fs::read_to_string(ipv4.join(name)).unwrap_or_default();
+        let range: Vec<u16> =
+            read("ip_local_port_range").split_whitespace().filter_map(|port| port.parse().ok()).collect();
+        let reserved = read("ip_local_reserved_ports");
+        EphemeralPorts {
+            range: if let [first, last] = range[..] { Some((first, last)) } else { None },
+            reserved: reserved.trim().split(',').filter_map(|part| part.parse().ok()).collect(),
+        }
+    }
+
+    fn has_one_of(&self, ports: PortRange) -> bool {
+        let Some((first, last)) = self.range else { return false };
+        (ports.first.max(first)..=ports.last.min(last))
+            .any(|port| !self.reserved.iter().any(|reserved| reserved.contains(port)))
+    }
+}
+
+/// Says that a rule which was for some is for everyone now: an empty list may be a slip.
+pub fn of_opening(old: &Rule, spec: &Spec) -> Option<String> {
+    let opened = spec.allow.is_empty() && !old.spec.allow.is_empty();
+    opened.then(|| format!("{} is open to everyone now; before, to {}", old.label(), old.spec.allow))
+}
+
+/// Whether something that the old rule mapped is no longer mapped.
+fn loses_ports(old: &Spec, new: &Spec) -> bool {
+    let (before, after) = (&old.external, &new.external);
+    let protocols = old.protocol.tcp() && !new.protocol.tcp() || old.protocol.udp() && !new.protocol.udp();
+    protocols
+        || before.place != after.place
+        || before.ports.first < after.ports.first
+        || before.ports.last > after.ports.last
 }
 
 /// Says what a rule that takes another's place gives up, and what it keeps without being told.
 pub fn of_replacing(old: &Rule, spec: &Spec, request: &Request) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if old.moves_to(spec) {
+    let mut warnings = Vec::from_iter(of_opening(old, spec));
+    if loses_ports(&old.spec, spec) {
         let Spec { protocol, external, target, .. } = &old.spec;
         warnings.push(format!(
             "{} was {protocol} {external} to {target}, of which only what is named again stays mapped",
@@ -151,7 +189,8 @@ mod tests {
     fn ports_of_the_routers_own_connections_are_known_unless_they_are_reserved() {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
-        let taken = |ports: &str| takes_ephemeral_ports(directory.path(), ports.parse().unwrap());
+        let taken =
+            |ports: &str| EphemeralPorts::read_at(directory.path()).has_one_of(ports.parse().unwrap());
         assert!(!taken("40000"), "nothing is known");
         write("ip_local_port_range", "32768\t60999\n");
         assert!(taken("60999") && taken("30000-32768") && !taken("61000-65535") && !taken("80"));

@@ -270,7 +270,6 @@ impl Options {
             review_by: self.review_by.clone(),
             allow: match self.allow.as_slice() {
                 [] => None,
-                [any] if any == "any" => Some(AllowList::default()),
                 networks => Some(AllowList::parse(networks.iter().map(String::as_str))?),
             },
             limits: (limits != Limits::default()).then_some(limits),

@@ -13,14 +13,17 @@ use crate::rule::{AllowList, Limits, RuleView, State};
 const TEXT: Kind = Kind::Text;
 const WORD: Kind = Kind::Word;
 const NUMBER: Kind = Kind::Number;
+const SPARE: Kind = Kind::Spare;
+const SPARE_WORD: Kind = Kind::SpareWord;
 
 /// One line about a rule that was changed.
 pub fn line(rule: &RuleView, verb: &str) -> String {
     let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let end = rule.expires_at.map(|end| format!(", until {end}")).unwrap_or_default();
     let reason = rule.state_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let allow = if rule.allow.is_empty() { String::new() } else { format!(", for {}", allowed(&rule.allow)) };
     format!(
-        "rule {}{name} {verb}: {} {} to {}{end} [{}{reason}]\n",
+        "rule {}{name} {verb}: {} {} to {}{allow}{end} [{}{reason}]\n",
         rule.id, rule.protocol, rule.external, rule.target, rule.state
     )
 }
@@ -38,17 +41,17 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
     }
     let header = [
         ("ID", NUMBER),
-        ("NAME", TEXT),
+        ("NAME", WORD),
         ("PROTO", WORD),
-        ("EXTERNAL", TEXT),
-        ("TARGET", TEXT),
-        ("ALLOW", TEXT),
+        ("EXTERNAL", WORD),
+        ("TARGET", WORD),
+        ("ALLOW", SPARE_WORD),
         ("STATE", WORD),
         ("EXPIRES", WORD),
-        ("PKTS IN", NUMBER),
-        ("PKTS OUT", NUMBER),
-        ("SESS", NUMBER),
-        ("DROPS", NUMBER),
+        ("PKTS IN", SPARE),
+        ("PKTS OUT", SPARE),
+        ("SESS", SPARE),
+        ("DROPS", SPARE),
     ];
     let row = |rule: &RuleView| {
         let counters = &rule.counters;
@@ -59,7 +62,7 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
             (&rule.external).into(),
             rule.target.into(),
             allowed(&rule.allow).into(),
-            state(rule.state),
+            marked(rule),
             human::end(rule.expires_at, now).into(),
             counters.packets_in.into(),
             counters.packets_out.into(),
@@ -67,7 +70,11 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
             counters.dropped.values().sum::<u64>().into(),
         ]
     };
-    render(&header, rules.iter().map(row).collect(), terminal)
+    let table = render(&header, rules.iter().map(row).collect(), terminal);
+    match rules.iter().any(|rule| !rule.warnings.is_empty()) {
+        true => table + "(! may not work as things are: `forwarderctl show ID` says why)\n",
+        false => table,
+    }
 }
 
 pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
@@ -112,16 +119,16 @@ pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
         return "no sessions\n".to_owned();
     }
     let header = [
-        ("RULE", TEXT),
+        ("RULE", WORD),
         ("PROTO", WORD),
-        ("CLIENT", TEXT),
-        ("EXTERNAL", TEXT),
-        ("TARGET", TEXT),
+        ("CLIENT", WORD),
+        ("EXTERNAL", WORD),
+        ("TARGET", WORD),
         ("STATE", WORD),
-        ("AGE", NUMBER),
-        ("IDLE", NUMBER),
-        ("BYTES IN", NUMBER),
-        ("BYTES OUT", NUMBER),
+        ("AGE", SPARE),
+        ("IDLE", SPARE),
+        ("BYTES IN", SPARE),
+        ("BYTES OUT", SPARE),
     ];
     let row = |flow: &FlowView| {
         vec![
@@ -142,14 +149,14 @@ pub fn flows(flows: &[FlowView], terminal: Terminal) -> String {
 
 pub fn stats(stats: &Stats, terminal: Terminal) -> String {
     let header = [
-        ("RULE", TEXT),
+        ("RULE", WORD),
         ("PROTO", WORD),
-        ("EXTERNAL", TEXT),
-        ("PKTS IN", NUMBER),
-        ("BYTES IN", NUMBER),
-        ("PKTS OUT", NUMBER),
-        ("BYTES OUT", NUMBER),
-        ("SESSIONS", NUMBER),
+        ("EXTERNAL", WORD),
+        ("PKTS IN", SPARE),
+        ("BYTES IN", SPARE),
+        ("PKTS OUT", SPARE),
+        ("BYTES OUT", SPARE),
+        ("SESSIONS", SPARE),
         ("DROPPED", TEXT),
     ];
     let rows = stats.rules.iter().map(|rule| {
@@ -177,7 +184,7 @@ pub fn stats(stats: &Stats, terminal: Terminal) -> String {
         return format!("{by_rule}\nno packets\n");
     }
     let header =
-        [("PATH", WORD), ("VERDICT", WORD), ("REASON", TEXT), ("PACKETS", NUMBER), ("BYTES", NUMBER)];
+        [("PATH", WORD), ("VERDICT", WORD), ("REASON", WORD), ("PACKETS", NUMBER), ("BYTES", NUMBER)];
     let rows = stats.reasons.iter().map(|reason| {
         vec![
             (&reason.path).into(),
@@ -223,14 +230,23 @@ pub fn status(status: &Status, terminal: Terminal) -> String {
     text
 }
 
+/// A rule's state, marked where something keeps it from working.
+fn marked(rule: &RuleView) -> Field {
+    let mark = if rule.warnings.is_empty() { "" } else { " !" };
+    Field::coloured(format!("{}{mark}", rule.state), colour(rule.state))
+}
+
 fn state(state: State) -> Field {
-    let colour = match state {
+    Field::coloured(state, colour(state))
+}
+
+fn colour(state: State) -> Color {
+    match state {
         State::Active => Color::Green,
         State::Waiting => Color::Yellow,
         State::Disabled => Color::DarkGrey,
         State::Draining => Color::Cyan,
-    };
-    Field::coloured(state, colour)
+    }
 }
 
 /// Whom a rule lets in, short enough for a column.

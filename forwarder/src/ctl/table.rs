@@ -26,15 +26,26 @@ impl Terminal {
     }
 }
 
-/// How a column stands, and whether a narrow terminal may break its fields.
+/// How a column stands, and what a narrow terminal may do to it. Values are never broken: half an
+/// address or port reads as another one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// To the left, broken where there is no room.
+    /// To the left, broken between words where there is no room.
     Text,
     /// To the left, in one piece.
     Word,
     /// To the right, in one piece.
     Number,
+    /// A number that is left out where there is no room, the last such column first.
+    Spare,
+    /// Likewise a word.
+    SpareWord,
+}
+
+impl Kind {
+    fn is_spare(self) -> bool {
+        matches!(self, Kind::Spare | Kind::SpareWord)
+    }
 }
 
 /// One field of a table.
@@ -55,8 +66,28 @@ impl<T: ToString> From<T> for Field {
     }
 }
 
-/// Lays `rows` out under `header`, which is left out where all titles are empty.
-pub fn render(header: &[(&str, Kind)], rows: Vec<Vec<Field>>, terminal: Terminal) -> String {
+/// Lays `rows` out under `header`, which is left out where all titles are empty. Names the columns
+/// that there was no room for.
+pub fn render(header: &[(&str, Kind)], mut rows: Vec<Vec<Field>>, terminal: Terminal) -> String {
+    let mut header = header.to_vec();
+    let mut left_out = Vec::new();
+    while let Some(width) = terminal.width
+        && least_width(&header, &rows) > width
+        && let Some(spare) = header.iter().rposition(|(_, kind)| kind.is_spare())
+    {
+        left_out.insert(0, header.remove(spare).0);
+        rows.iter_mut().for_each(|row| drop(row.remove(spare)));
+    }
+    let text = lay_out(&header, rows, terminal);
+    match left_out.as_slice() {
+        [] => text,
+        titles => {
+            format!("{text}(no room here for {}: a wider terminal or --json has it)\n", titles.join(", "))
+        }
+    }
+}
+
+fn lay_out(header: &[(&str, Kind)], rows: Vec<Vec<Field>>, terminal: Terminal) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
@@ -77,7 +108,7 @@ pub fn render(header: &[(&str, Kind)], rows: Vec<Vec<Field>>, terminal: Terminal
     }
     for (column, (_, kind)) in table.column_iter_mut().zip(header) {
         column.set_padding((0, 2));
-        if *kind == Kind::Number {
+        if matches!(kind, Kind::Number | Kind::Spare) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -89,24 +120,34 @@ pub fn render(header: &[(&str, Kind)], rows: Vec<Vec<Field>>, terminal: Terminal
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// Makes a table fit that is wider than the terminal.
+/// Between the columns of a table that has been made to fit.
+const GAP: u16 = 1;
+
+/// How narrow a table can be without a broken value.
+fn least_width(header: &[(&str, Kind)], rows: &[Vec<Field>]) -> u16 {
+    whole_widths(header, rows).iter().map(|width| width + GAP).sum()
+}
+
+/// Makes a table fit that is wider than the terminal, as far as no value has to be broken.
 fn squeeze(table: &mut Table, header: &[(&str, Kind)], widths: &[u16], width: u16) {
-    const GAP: u16 = 1;
+    let width = width.max(widths.iter().map(|width| width + GAP).sum());
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-    for ((column, (_, kind)), whole) in table.column_iter_mut().zip(header).zip(widths) {
+    for ((column, _), whole) in table.column_iter_mut().zip(header).zip(widths) {
         column.set_padding((0, GAP));
-        if *kind != Kind::Text {
-            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(whole + GAP)));
-        }
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(whole + GAP)));
     }
 }
 
-/// What each column needs so that none of its fields, and no word of its title, is broken.
+/// What each column needs so that none of its values, and no word of its texts and title, is broken.
 fn whole_widths(header: &[(&str, Kind)], rows: &[Vec<Field>]) -> Vec<u16> {
     let length = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
     let title = |column: usize| header[column].0.split(' ').map(length).max();
     let fields = |column: usize| {
-        rows.iter().filter_map(move |row| row.get(column)).map(move |field| length(&field.text)).max()
+        let longest = move |field: &Field| match header[column].1 {
+            Kind::Text => field.text.split(' ').map(length).max().unwrap_or(0),
+            _ => length(&field.text),
+        };
+        rows.iter().filter_map(move |row| row.get(column)).map(longest).max()
     };
     (0..header.len()).map(|column| title(column).max(fields(column)).unwrap_or(0)).collect()
 }
@@ -127,6 +168,29 @@ mod tests {
         assert!(!text.contains('\u{1b}'));
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.lines().all(|line| line.trim_end() == line));
+    }
+
+    #[test]
+    fn no_value_is_broken_where_there_is_no_room() {
+        let header =
+            [("EXTERNAL", Kind::Word), ("WHY", Kind::Text), ("PKTS IN", Kind::Spare), ("DROPS", Kind::Spare)];
+        let row = || vec!["203.0.113.10:8080".into(), "not at all".into(), 1_234_567.into(), 89.into()];
+        let at = |width| render(&header, vec![row()], Terminal { width: Some(width), colour: false });
+        for (width, shown, left_out) in [
+            (60, vec!["PKTS IN", "DROPS", "1234567"], None),
+            (36, vec!["not", "1234567", "89"], None),
+            (35, vec!["1234567"], Some("no room here for DROPS")),
+            (25, vec!["all"], Some("no room here for PKTS IN, DROPS")),
+            (10, vec!["203.0.113.10:8080"], Some("no room here for PKTS IN, DROPS")),
+        ] {
+            let text = at(width);
+            assert!(shown.iter().all(|word| text.contains(word)), "{width}: {text}");
+            assert!(text.contains("203.0.113.10:8080"), "{width}: {text}");
+            assert!(
+                left_out.map_or(!text.contains("no room"), |words| text.contains(words)),
+                "{width}: {text}"
+            );
+        }
     }
 
     #[test]

@@ -220,6 +220,12 @@ pub trait Datapath: Send {
     fn flows(&mut self) -> Result<Vec<FlowRecord>>;
     fn reasons(&mut self) -> Result<Vec<ReasonCount>>;
     fn interfaces(&self) -> Vec<InterfaceStatus>;
+
+    /// What keeps all rules from working, each with its cure.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn tables(&mut self) -> Result<Vec<TableFill>>;
 
     /// Takes other idle times for all flows, also for those that are there.

@@ -27,6 +27,17 @@ pub struct Interface {
     pub sends_for_xdp: Option<bool>,
 }
 
+/// How packets to an address leave this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Egress {
+    /// By the interface with this index.
+    Interface(u32),
+    /// No route leads there.
+    NoRoute,
+    /// It is a broadcast, multicast or anycast address.
+    NoHost,
+}
+
 impl Network {
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)

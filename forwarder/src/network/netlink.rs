@@ -1,20 +1,21 @@
 //! Reading and following through rtnetlink.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     address::AddressAttribute,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
-    route::RouteAttribute,
+    route::{RouteAttribute, RouteType},
 };
 use nix::errno::Errno;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::{runtime::Handle as Runtime, sync::mpsc, time::timeout};
 
-use super::{Interface, Network, xdp_features};
+use super::{Egress, Interface, Network, xdp_features};
 
 /// Changes come in bursts: one snapshot serves all within this time of the first.
 const SETTLE: Duration = Duration::from_millis(30);
@@ -73,35 +74,49 @@ pub async fn watch() -> Result<mpsc::Receiver<Network>> {
     Ok(receiver)
 }
 
-/// The index of the interface that packets to `address` leave by; nothing where no route leads there.
+/// How packets to each of `addresses` leave.
 ///
 /// Asks and waits: to be called where a task may block.
-pub fn find_egress(address: IpAddr) -> Result<Option<u32>> {
+pub fn find_egress(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Egress>> {
     Runtime::try_current()?.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         let task = tokio::spawn(connection);
-        let found = timeout(PATIENCE, egress(&handle, address)).await;
+        let ask = async {
+            let mut found = BTreeMap::new();
+            for &address in addresses {
+                found.insert(address, egress(&handle, address).await?);
+            }
+            Ok(found)
+        };
+        let found = timeout(PATIENCE, ask).await;
         task.abort();
         found.context("the kernel does not answer")?
     })
 }
 
-async fn egress(handle: &Handle, address: IpAddr) -> Result<Option<u32>> {
+async fn egress(handle: &Handle, address: IpAddr) -> Result<Egress> {
     let question = match address {
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
         IpAddr::V6(address) => {
             RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
         }
     };
-    match handle.route().get(question).execute().try_next().await {
-        Ok(Some(route)) => Ok(route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })),
-        Ok(None) => Err(anyhow!("the kernel has not answered")),
-        Err(rtnetlink::Error::NetlinkError(answer)) if is_unreachable(&answer.to_io()) => Ok(None),
-        Err(error) => Err(error).context("cannot ask for a route"),
+    let route = match handle.route().get(question).execute().try_next().await {
+        Ok(Some(route)) => route,
+        Ok(None) => bail!("the kernel has not answered"),
+        Err(rtnetlink::Error::NetlinkError(answer)) if is_unreachable(&answer.to_io()) => {
+            return Ok(Egress::NoRoute);
+        }
+        Err(error) => return Err(error).context("cannot ask for a route"),
+    };
+    if matches!(route.header.kind, RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast) {
+        return Ok(Egress::NoHost);
     }
+    let index = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    Ok(index.map_or(Egress::NoRoute, Egress::Interface))
 }
 
 /// No route, or one that says so (`unreachable`, `prohibit` and `blackhole` ones).

@@ -11,6 +11,9 @@ use super::invalid::{Invalid, quoted, refuse};
 /// The most networks one rule may list.
 pub const MOST_NETWORKS: usize = 1024;
 
+/// The word for everyone.
+const ANY: &str = "any";
+
 /// Sources that may use a rule; an empty list lets everyone.
 ///
 /// It is sorted and without duplicates, so that equal lists are equal.
@@ -19,8 +22,12 @@ pub const MOST_NETWORKS: usize = 1024;
 pub struct AllowList(Vec<IpNet>);
 
 impl AllowList {
-    /// Reads CIDRs; a bare address stands for itself alone.
+    /// Reads CIDRs; a bare address stands for itself alone, and `any` alone for everyone.
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        let texts: Vec<&str> = texts.into_iter().collect();
+        if texts == [ANY] {
+            return Ok(AllowList::default());
+        }
         let mut networks = texts.into_iter().map(network).collect::<Result<Vec<_>, _>>()?;
         networks.sort();
         networks.dedup();
@@ -88,6 +95,8 @@ mod tests {
     #[test]
     fn an_empty_list_lets_everyone() {
         assert!(list(&[]).permits("192.0.2.1".parse().unwrap()));
+        assert_eq!(list(&["any"]), list(&[]));
+        assert!(AllowList::parse(["any", "192.0.2.0/24"]).is_err());
     }
 
     #[test]

@@ -39,7 +39,19 @@ impl fmt::Display for Lifetime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Lifetime::Never => f.write_str("never"),
-            Lifetime::For(duration) => write!(f, "{}", humantime::format_duration(*duration)),
+            Lifetime::For(duration) => {
+                let seconds = duration.as_secs();
+                let units = [
+                    (seconds / 86_400, "d"),
+                    (seconds / 3600 % 24, "h"),
+                    (seconds / 60 % 60, "m"),
+                    (seconds % 60, "s"),
+                ];
+                units
+                    .iter()
+                    .filter(|(count, _)| *count > 0)
+                    .try_for_each(|(count, unit)| write!(f, "{count}{unit}"))
+            }
         }
     }
 }
@@ -51,7 +63,7 @@ impl FromStr for Lifetime {
         if text == "never" {
             return Ok(Lifetime::Never);
         }
-        let Ok(duration) = humantime::parse_duration(text) else {
+        let Some(duration) = parse_duration(text) else {
             refuse!("lifetime {} is not a duration: write 90s, 10m, 12h or 30d", quoted(text));
         };
         if duration < SHORTEST {
@@ -60,9 +72,16 @@ impl FromStr for Lifetime {
         if duration > LONGEST {
             refuse!("lifetime {} is too long: the longest is 36500d", quoted(text));
         }
-        // The store keeps milliseconds.
-        Ok(Lifetime::For(Duration::new(duration.as_secs(), duration.subsec_millis() * 1_000_000)))
+        Ok(Lifetime::For(duration))
     }
+}
+
+/// Reads `90s`, `10m`, `12h`, `30d`, and several of these together. No other units: `10M` would be
+/// ten months.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut units = text.split(|c: char| !c.is_alphabetic()).filter(|unit| !unit.is_empty());
+    let known = units.all(|unit| ["s", "m", "h", "d"].contains(&unit));
+    humantime::parse_duration(text).ok().filter(|_| known)
 }
 
 serde_as_text!(Lifetime);
@@ -81,14 +100,32 @@ mod tests {
 
     #[test]
     fn no_life_at_all_or_nonsense_is_refused() {
-        for text in ["0", "0s", "500ms", "", "10", "-5s", "soon", "40000d", "99999999999999999999d"] {
+        for text in [
+            "0",
+            "0s",
+            "500ms",
+            "",
+            "10",
+            "-5s",
+            "soon",
+            "40000d",
+            "99999999999999999999d",
+            "10M",
+            "1y",
+            "1w",
+            "5min",
+            "10 seconds",
+        ] {
             assert!(text.parse::<Lifetime>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn the_text_form_reads_back() {
-        let lifetime: Lifetime = "1h 30m".parse().unwrap();
-        assert_eq!(lifetime.to_string().parse::<Lifetime>().unwrap(), lifetime);
+        for (text, shown) in [("1h 30m", "1h30m"), ("400d", "400d"), ("90s", "1m30s"), ("86401s", "1d1s")] {
+            let lifetime: Lifetime = text.parse().unwrap();
+            assert_eq!(lifetime.to_string(), shown);
+            assert_eq!(shown.parse::<Lifetime>().unwrap(), lifetime);
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::datapath::Epoch;
 pub use allow::AllowList;
 pub use endpoint::{External, Place, Target, check_interface_name};
 pub use invalid::{Invalid, quoted};
-pub use lifetime::{Lifetime, now};
+pub use lifetime::{Lifetime, now, parse_duration};
 pub use ports::PortRange;
 pub use protocol::Protocol;
 pub use reference::RuleRef;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::civil::Date;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::{Invalid, quoted, refuse};
 use super::{AllowList, External, Lifetime, Place, Protocol, Target, text};
@@ -53,37 +53,37 @@ pub struct Spec {
 ///
 /// Adding needs `protocol`, `external` and `target`. Everything that is not said keeps its
 /// value, also that of a rule that is replaced, or its default where the rule is new. An empty
-/// text takes a text away.
+/// text, or `null`, takes a text away; nothing else may be `null`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_null")]
     pub name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub protocol: Option<Protocol>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub external: Option<External>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub target: Option<Target>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub allow: Option<AllowList>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub limits: Option<Limits>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub hairpin: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub via: Option<Via>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub enabled: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_null")]
     pub owner: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_null")]
     pub purpose: Option<String>,
     /// `2026-12-31`
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_null")]
     pub review_by: Option<String>,
     /// `90s`, `10m`, `12h`, `30d`, or `never`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub lifetime: Option<Lifetime>,
     /// Takes a port although a service of the router listens on it.
     #[serde(skip_serializing_if = "is_false")]
@@ -94,6 +94,16 @@ pub struct Request {
     /// When changing: ends all the rule's flows.
     #[serde(skip_serializing_if = "is_false")]
     pub cut: bool,
+}
+
+/// Rules are shown with `null` for a text that they do not have.
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(deserializer).map(|text| Some(text.unwrap_or_default()))
+}
+
+/// A `null` must not pass for "as it was".
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -380,6 +390,18 @@ mod tests {
         let change = Request { owner: Some(String::new()), enabled: Some(false), ..Request::default() };
         let changed = change.changed_spec(&spec).unwrap();
         assert_eq!(changed, Spec { owner: None, enabled: false, ..spec });
+    }
+
+    #[test]
+    fn null_takes_a_text_away_and_is_refused_elsewhere() {
+        let read = |text: &str| serde_json::from_str::<Request>(text);
+        let spec =
+            Request { owner: Some("ops".into()), ..request("wan:80", "10.0.0.10:80") }.new_spec().unwrap();
+        assert_eq!(read(r#"{"owner":null}"#).unwrap().changed_spec(&spec).unwrap().owner, None);
+        assert_eq!(read("{}").unwrap().changed_spec(&spec).unwrap(), spec);
+        for field in ["protocol", "target", "allow", "lifetime", "enabled", "limits"] {
+            assert!(read(&format!(r#"{{"{field}":null}}"#)).is_err(), "{field}");
+        }
     }
 
     #[test]

@@ -234,6 +234,24 @@ fn detaching_holds_although_the_controller_runs() {
     assert!(interface(&bed, "wan")["why"].as_str().unwrap().contains("detach"));
 }
 
+/// Interfaces' indices mean something else in another network namespace.
+#[test]
+fn pins_of_another_network_namespace_are_left_alone() {
+    let bed = Testbed::builder().start().unwrap();
+    let programs = attached(&bed);
+    // The router's bpffs, seen from the client's network.
+    let elsewhere = |program: &str, arguments: &[&str]| {
+        let mut command = bed.router.command("nsenter");
+        let network = format!("--net=/proc/{}/ns/net", std::process::id());
+        command.args([network.as_str(), program]).args(arguments);
+        refusal(&bed, command)
+    };
+    let forwarderd = testbed::forwarderd();
+    let said = elsewhere(forwarderd.to_str().unwrap(), &["detach"]);
+    assert!(said.contains("another network namespace"), "{said}");
+    assert_eq!(attached(&bed), programs);
+}
+
 /// A slip in `--pin-dir` must not pass for success while the programs stay.
 #[test]
 fn detaching_where_nothing_is_pinned_names_whose_programs_stay() {

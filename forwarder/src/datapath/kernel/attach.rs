@@ -380,6 +380,14 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
     load::check_bpffs(pin_dir)?;
     // Held meanwhile, so that no controller adopts what is about to go.
     let holder = owner::holder(pin_dir);
+    if owner::is_of_another_namespace(pin_dir)? {
+        bail!(
+            "the pins in {} are of another network namespace: run this there (nsenter --net=…); if it is gone, \
+             remove them: rm -r {}",
+            pin_dir.display(),
+            pin_dir.display()
+        );
+    }
     let mut done = take_off(pin_dir)?;
     if !done.is_empty() {
         if let Holder::Controller(controller) = holder {

@@ -57,6 +57,9 @@ pub struct KernelDatapath {
     detached: bool,
 }
 
+const TAKEN_OFF: &str =
+    "the programs were taken off (`forwarderd detach`): nothing is forwarded until a restart attaches again";
+
 /// An interface that the configuration names, there or not.
 struct ConfiguredPort {
     name: String,
@@ -83,6 +86,7 @@ impl KernelDatapath {
     pub fn open(options: Options, network: &Network) -> Result<Self> {
         load::check_bpffs(&options.pin_dir)?;
         let pins = Pins::take(&options.pin_dir)?;
+        owner::check_namespace(&options.pin_dir)?;
         let mut ebpf = load::load(&options)?;
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| log::warn!("the eBPF side's log cannot be followed: {error}"))
@@ -136,8 +140,13 @@ impl KernelDatapath {
             self.rules.reconcile(&[])?;
             self.flows.clear()?;
         }
-        let settings =
-            Settings { store_id, layout: LAYOUT_VERSION, controller: std::process::id(), ..settings };
+        let settings = Settings {
+            store_id,
+            layout: LAYOUT_VERSION,
+            controller: std::process::id(),
+            namespace: owner::network_namespace()?,
+            ..settings
+        };
         self.settings.set(0, settings, 0).context("cannot write the settings")?;
         for described in self.interfaces.iter() {
             let (index, interface) = described?;
@@ -208,9 +217,7 @@ impl KernelDatapath {
         };
         if !self.detached && self.ports.iter().any(is_off) {
             self.detached = true;
-            log::warn!(
-                "the programs were taken off (`forwarderd detach`): nothing is forwarded until a restart attaches again"
-            );
+            log::warn!("{TAKEN_OFF}");
         }
     }
 
@@ -338,6 +345,10 @@ impl Datapath for KernelDatapath {
             }
         }
         Ok(reasons)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        if self.detached { vec![TAKEN_OFF.to_owned()] } else { Vec::new() }
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -10,7 +11,7 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
     programs::{ProgramInfo, SchedClassifier, TcAttachType},
 };
-use forwarder_common::layout::Settings;
+use forwarder_common::layout::{LAYOUT_VERSION, Settings};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::load::{SETTINGS, TC_INGRESS, maps_dir, read_settings};
@@ -20,7 +21,9 @@ const KERNEL_NAME_LEN: usize = 15;
 
 /// Takes the pinned maps for this process, or names the controller that has them.
 pub fn lock(pin_dir: &Path) -> Result<Flock<File>> {
-    fs::create_dir_all(pin_dir).with_context(|| format!("cannot create {}", pin_dir.display()))?;
+    fs::create_dir_all(pin_dir).with_context(|| {
+        format!("cannot create {} (a BPF file system allows no dots in names)", pin_dir.display())
+    })?;
     let dir = File::open(pin_dir).with_context(|| format!("cannot open {}", pin_dir.display()))?;
     Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         if errno != nix::errno::Errno::EWOULDBLOCK {
@@ -51,6 +54,33 @@ pub fn holder(pin_dir: &Path) -> Holder {
     }
 }
 
+/// The inode number of this process's network namespace.
+pub fn network_namespace() -> Result<u32> {
+    let namespace = fs::metadata("/proc/self/ns/net").context("cannot look at /proc/self/ns/net")?;
+    // The kernel's numbers of namespaces have 32 bits (`struct ns_common`).
+    Ok(namespace.ino() as u32)
+}
+
+/// Refuses pins that belong to another network namespace: their links would be taken for those of
+/// this one's interfaces.
+pub fn check_namespace(pin_dir: &Path) -> Result<()> {
+    if is_of_another_namespace(pin_dir)? {
+        bail!(
+            "the pins in {} are of another network namespace: run forwarderd there, or name other ones with --pin-dir",
+            pin_dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a controller in another network namespace has made the pins.
+pub fn is_of_another_namespace(pin_dir: &Path) -> Result<bool> {
+    match read_settings(&maps_dir(pin_dir).join(SETTINGS)) {
+        Ok(settings) if settings.layout == LAYOUT_VERSION => Ok(settings.namespace != network_namespace()?),
+        _ => Ok(false),
+    }
+}
+
 /// Refuses an interface that carries programs of another forwarderd, one with other pins. To be
 /// called where this one has none on it.
 pub fn check_interface(interface: &str) -> Result<()> {
@@ -77,7 +107,11 @@ fn controller_in(pin_dir: &Path) -> String {
 }
 
 fn controller_name(pid: Option<u32>) -> String {
-    format!("forwarderd{}", pid.map_or_else(String::new, |pid| format!(" (pid {pid})")))
+    match pid {
+        None => "forwarderd".to_owned(),
+        Some(pid) if Path::new("/proc").join(pid.to_string()).exists() => format!("forwarderd (pid {pid})"),
+        Some(_) => "forwarderd (not running any more)".to_owned(),
+    }
 }
 
 /// The process that last filled the settings of a program.
