@@ -7,7 +7,8 @@ use forwarder_common::{
     model::{
         Tables,
         scenario::{
-            CLIENT, ErrorSpec, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, RULES, Router, SERVER, W,
+            CLIENT, ErrorSpec, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, RULES, Router,
+            SERVER, W,
             tcp_flags::{ACK, FIN, RST, SYN},
         },
     },
@@ -112,6 +113,11 @@ impl Random {
 
     fn outward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
         let keys = keys(flows, OUTWARD);
+        if self.chance(5) {
+            let src = (self.pick(&[OTHER_SERVER, SERVER, CLIENT]), 40_000 + self.below(2) as u16);
+            let port = self.pick(&[10_000, 10_005, 10_100, 8080]);
+            return FrameSpec::outward(router, self.pick(&[tcp::NUMBER, udp::NUMBER]), src, (W, port));
+        }
         let mut spec = if keys.is_empty() || self.chance(6) {
             let protocol = self.pick(&[tcp::NUMBER, udp::NUMBER]);
             FrameSpec::outward(router, protocol, (SERVER, 80), (CLIENT, 40_000))

@@ -1,8 +1,11 @@
 //! Which rule a packet belongs to, if any.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
 
-use testbed::{DEADLINE, Frame, TcpFields, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket};
+use testbed::{
+    DEADLINE, Frame, TcpFields, TcpServer, Testbed, UdpServer, connect, connect_from, udp_ask, udp_socket,
+};
 
 use crate::common::*;
 
@@ -237,5 +240,39 @@ for_each_datapath! {
         assert!(!answers(&fresh, W8080));
         bed.ctl(&["set", "echo", "--hairpin"]).unwrap();
         assert!(answers(&fresh, W8080));
+    }
+}
+
+for_each_datapath! {
+    /// Row 21: two external ports lead to one port of the server, and the client uses one port of its own.
+    fn two_mappings_to_one_port_keep_apart_what_one_client_says(bed = Testbed::builder()) {
+        add(bed, "tcp+udp 203.0.113.1:8080-8082 10.0.0.10:80");
+        let udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
+        let socket = udp_socket(&bed.client, "203.0.113.2:6000").unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut streams = Vec::new();
+        for port in 8080..=8082 {
+            let mapped = format!("203.0.113.1:{port}");
+            for _ in 0..2 {
+                socket.send_to(mapped.as_bytes(), &mapped).unwrap();
+                let mut buffer = [0; 100];
+                let (length, from) = socket.recv_from(&mut buffer).unwrap();
+                assert_eq!(from.to_string(), mapped);
+                assert_eq!(buffer[..length], *format!("server {mapped}").as_bytes());
+            }
+            streams.push(connect_from(&bed.client, "203.0.113.2:6001", &mapped, DEADLINE).unwrap());
+        }
+        for (at, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(&[at as u8; 1000]).unwrap();
+            let mut back = [0; 1000];
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!(back, [at as u8; 1000]);
+        }
+        for peers in [udp.peers(), tcp.peers()] {
+            let ports: BTreeSet<u16> = peers.iter().map(|peer| peer.port()).collect();
+            assert!(ports.len() == 3 && peers.iter().all(|peer| peer.ip().to_string() == "203.0.113.2"), "{peers:?}");
+        }
+        assert_eq!(bed.stats().unwrap().dropped(), 0);
     }
 }
