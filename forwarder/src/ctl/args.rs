@@ -91,7 +91,7 @@ pub struct Add {
     /// How long it lives, as 90s, 10m, 12h, 30d, or never
     #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
     pub lifetime: Option<String>,
-    /// Hosts inside may not reach the external address (they never do: hairpin is not built yet)
+    /// Hosts inside may not reach the external address
     #[arg(long)]
     pub no_hairpin: bool,
     /// Keep it without letting it forward yet
@@ -119,7 +119,7 @@ pub struct Set {
     /// A new end counted from now, as 90s, 10m, 12h, 30d; or never, which makes it permanent
     #[arg(long, value_name = "DUR", allow_hyphen_values = true)]
     pub lifetime: Option<String>,
-    /// Hosts inside may reach the external address (not built yet: it is kept, and has no effect)
+    /// Hosts inside may reach the external address
     #[arg(long, conflicts_with = "no_hairpin")]
     pub hairpin: bool,
     /// Hosts inside may not reach the external address
