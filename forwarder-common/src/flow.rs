@@ -98,6 +98,12 @@ pub const RESET: u8 = 4;
 pub const LEARNED_HOP: u8 = 1;
 /// `Flow::flags`, on both entries: the client is inside too (hairpin).
 pub const FROM_INSIDE: u8 = 2;
+/// `Flow::flags`: [`Flow::seq_end`] holds something.
+pub const SEQ_KNOWN: u8 = 4;
+/// `Flow::flags`: [`Flow::ack`] holds something.
+pub const ACK_KNOWN: u8 = 8;
+/// `Flow::flags`, on both entries: the connection was opened before there was a flow.
+pub const PICKED_UP: u8 = 16;
 
 /// Whether a TCP flow with these `Flow::ended` bits is over, so that a SYN may start it anew.
 #[inline(always)]
@@ -130,13 +136,17 @@ pub struct Flow<A> {
     pub hop_generation: u32,
     pub hop: Hop,
     /// TCP, half-open, inward entry: the acknowledgement that proves that the client has seen the
-    /// target's SYN-ACK (RFC 9293: its sequence number plus one), host byte order.
+    /// target's answer (RFC 9293: of a SYN-ACK its sequence number plus one), host byte order.
     pub expected_ack: u32,
+    /// TCP: the sequence number behind the last segment in this direction, host byte order.
+    pub seq_end: u32,
+    /// TCP: what the last segment in this direction acknowledged, host byte order.
+    pub ack: u32,
     pub direction: u8,
     /// On inward entries.
     pub progress: u8,
     pub ended: u8,
-    /// [`LEARNED_HOP`] and [`FROM_INSIDE`].
+    /// [`LEARNED_HOP`] and its neighbours.
     pub flags: u8,
 }
 
@@ -158,6 +168,8 @@ impl Flow<Ipv4> {
         hop_generation: 0,
         hop: Hop { macs: Macs::new([0; 6], [0; 6]), ifindex: 0, mtu: 0, from_xdp: 0 },
         expected_ack: 0,
+        seq_end: 0,
+        ack: 0,
         direction: 0,
         progress: 0,
         ended: 0,
@@ -197,4 +209,4 @@ impl<A: Address> Flow<A> {
 
 // No padding but the named.
 const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
-const _: () = assert!(size_of::<Flow<Ipv4>>() == 96);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 104);

@@ -7,7 +7,7 @@ use crate::{
     icmp::is_error,
     packet::{OutOfBounds, Packet},
     reason::Reason,
-    tcp::Segment,
+    tcp::{self as tcp_flags, Segment},
     wire::{ethernet, icmp, ipv4, tcp, udp},
 };
 
@@ -222,7 +222,10 @@ fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment,
     if header_len < tcp::MIN_LEN as u32 || header_len > l4_len {
         return None;
     }
-    let segment = Segment { flags, seq: u32::from_be(seq), ack: u32::from_be(ack) };
+    let seq = u32::from_be(seq);
+    let phantom = u32::from(flags & tcp_flags::SYN != 0) + u32::from(flags & tcp_flags::FIN != 0);
+    let end = seq.wrapping_add(l4_len - header_len).wrapping_add(phantom);
+    let segment = Segment { flags, seq, ack: u32::from_be(ack), end };
     Some((segment, ((u32::from_be(sums) >> 16) as u16).to_be(), header_len))
 }
 

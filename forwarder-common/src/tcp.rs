@@ -13,15 +13,23 @@ pub struct Segment {
     pub seq: u32,
     /// Host byte order.
     pub ack: u32,
+    /// The sequence number behind it: payload, SYN and FIN take one each byte and flag.
+    pub end: u32,
 }
 
 impl Segment {
-    pub const NONE: Self = Self { flags: 0, seq: 0, ack: 0 };
+    pub const NONE: Self = Self { flags: 0, seq: 0, ack: 0, end: 0 };
 
     /// Opens a connection. (One that would end it as well is nobody's honest segment.)
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// Belongs to a connection that has been opened before, and does not end it.
+    #[inline(always)]
+    pub fn is_under_way(&self) -> bool {
+        self.flags & (SYN | ACK | RST | FIN) == ACK
     }
 
     /// Answers a SYN.

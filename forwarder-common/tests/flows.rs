@@ -214,10 +214,139 @@ fn a_rst_from_either_side_makes_a_flow_closing() {
             } else {
                 from_client(&mut rig, hook, SYN, 1000, 0);
             }
-            let reset = if from_inside { from_server } else { from_client };
-            assert!(is_forwarded(&reset(&mut rig, hook, RST | ACK, 1001, SERVER_SEQ + 1)));
+            let taken = if from_inside {
+                from_server(&mut rig, hook, RST | ACK, SERVER_SEQ + 1, 1001)
+            } else {
+                from_client(&mut rig, hook, RST | ACK, 1001, SERVER_SEQ + 1)
+            };
+            assert!(is_forwarded(&taken));
             assert_eq!(ended(&rig), (RESET, RESET));
         }
+    }
+}
+
+/// Row 24; RFC 5961: whoever knows no more than addresses and ports does not end a connection.
+#[test]
+fn a_rst_or_fin_far_from_the_connection_arrives_and_ends_nothing() {
+    const FAR: u32 = 1 << 17;
+    for hook in INGRESS {
+        for flags in [RST, RST | ACK, FIN | ACK] {
+            for far in [FAR, 1 << 31, 0_u32.wrapping_sub(FAR)] {
+                let mut rig = Rig::new();
+                rig.establish(hook, tcp::NUMBER);
+                let seq = 1001_u32.wrapping_add(far);
+                assert!(is_forwarded(&from_client(&mut rig, hook, flags, seq, SERVER_SEQ + 1)));
+                let seq = (SERVER_SEQ + 1).wrapping_add(far);
+                assert!(is_forwarded(&from_server(&mut rig, hook, flags, seq, 1001)));
+                assert_eq!(ended(&rig), (0, 0), "{flags:#x} {far}");
+            }
+        }
+    }
+}
+
+/// Row 24: nor can anybody drive the window away, to where he then stands with a RST.
+#[test]
+fn segments_far_from_the_connection_do_not_move_its_window() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        rig.establish(hook, tcp::NUMBER);
+        let far = 1001 + (1 << 30);
+        for _ in 0..3 {
+            assert!(is_forwarded(&from_client(&mut rig, hook, ACK, far, SERVER_SEQ + far)));
+        }
+        from_client(&mut rig, hook, RST, far, 0);
+        from_server(&mut rig, hook, RST, SERVER_SEQ + far, 0);
+        assert_eq!(ended(&rig), (0, 0));
+        // The connection itself goes on, also by leaps of a large window, and is ended by its ends.
+        let mut seq = 1001;
+        for _ in 0..20 {
+            seq += 1 << 20;
+            assert!(is_forwarded(&from_client(&mut rig, hook, ACK, seq, SERVER_SEQ + 1)));
+        }
+        from_client(&mut rig, hook, RST, seq, 0);
+        assert_eq!(ended(&rig), (RESET, RESET));
+    }
+}
+
+/// A segment of a connection that was opened before there was a flow, from its middle.
+fn midway(rig: &mut Rig, hook: Hook) -> Taken {
+    from_client(rig, hook, ACK, 500_000, 700_000)
+}
+
+/// Row 24: a router was replaced, or the rule came later.
+#[test]
+fn a_connection_under_way_is_picked_up_and_established_when_both_ends_fit() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        assert_eq!(target(&midway(&mut rig, hook)), (SERVER, 80));
+        assert_eq!((entries(&rig), sessions(&rig)), ((0, 2), 0));
+        assert!(is_forwarded(&from_server(&mut rig, hook, ACK, 700_000, 500_000)));
+        assert_eq!(entries(&rig), (0, 2), "the client may be anybody yet");
+        assert!(is_forwarded(&from_client(&mut rig, hook, ACK, 500_000, 700_000)));
+        assert_eq!((entries(&rig), sessions(&rig)), ((2, 0), 1));
+        from_server(&mut rig, hook, FIN | ACK, 700_000, 500_000);
+        from_client(&mut rig, hook, FIN | ACK, 500_000, 700_001);
+        assert_eq!(ended(&rig), (FIN_INWARD | FIN_OUTWARD, FIN_INWARD | FIN_OUTWARD));
+        assert_whole(&rig.machine, &rig.flows);
+    }
+}
+
+/// Row 24; design, law 6: neither a guessed client nor a server that knows nothing of it gets there.
+#[test]
+fn a_picked_up_flow_whose_ends_do_not_fit_stays_half_open() {
+    for hook in INGRESS {
+        // The server speaks of other numbers: it tells the real client where it stands (RFC 5961).
+        let mut rig = Rig::new();
+        midway(&mut rig, hook);
+        from_server(&mut rig, hook, ACK, 700_000, 3_000_000_000);
+        midway(&mut rig, hook);
+        assert_eq!(entries(&rig), (0, 2));
+        // The client has not heard the server.
+        let mut rig = Rig::new();
+        midway(&mut rig, hook);
+        from_server(&mut rig, hook, ACK, 3_000_000_000, 500_000);
+        midway(&mut rig, hook);
+        assert_eq!(entries(&rig), (0, 2));
+        // The server resets.
+        from_server(&mut rig, hook, RST, 3_000_000_000, 0);
+        assert_eq!(ended(&rig), (RESET, RESET));
+    }
+}
+
+/// Row 24: only a segment of a connection that goes on can be one.
+#[test]
+fn what_opens_or_ends_something_else_is_not_picked_up() {
+    for hook in INGRESS {
+        for flags in [0, FIN, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | FIN] {
+            let mut rig = Rig::new();
+            let taken = from_client(&mut rig, hook, flags, 500_000, 700_000);
+            assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::NoFlow)), "{flags:#x}");
+            assert_eq!(entries(&rig), (0, 0));
+        }
+    }
+}
+
+/// Rows 24, 31, 33: what was cut is not picked up again, as long as its client goes on.
+#[test]
+fn a_connection_that_was_cut_is_not_picked_up() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        rig.establish(hook, tcp::NUMBER);
+        rig.machine.rules.get_mut(&0).unwrap().tcp_epoch += 1;
+        for _ in 0..3 {
+            rig.machine.now += 200_000_000_000;
+            let taken = from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1);
+            assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::Cut)));
+        }
+        let inward = rig.flows.established.values().find(|flow| flow.direction == INWARD).unwrap();
+        assert_eq!(inward.last_seen, rig.machine.now, "the controller leaves it there");
+        assert_eq!(target(&from_client(&mut rig, hook, SYN, 1, 0)), (SERVER, 80));
+        // Of a rule that is gone it is the host's to answer.
+        let mut rig = Rig::new();
+        rig.establish(hook, tcp::NUMBER);
+        rig.machine.rules.clear();
+        let taken = from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1);
+        assert_eq!((taken.outcome, taken.reason), (Outcome::Pass, Some(Reason::NoMatch)));
     }
 }
 
@@ -235,7 +364,7 @@ fn a_syn_on_a_closing_flow_starts_a_half_open_one_to_the_rules_present_target() 
             from_client(rig, hook, FIN | ACK, 1001, SERVER_SEQ + 2);
         },
         |rig, hook| drop(from_client(rig, hook, RST, 1001, 0)),
-        |rig, hook| drop(from_server(rig, hook, RST | ACK, 0, 1001)),
+        |rig, hook| drop(from_server(rig, hook, RST | ACK, SERVER_SEQ + 1, 1001)),
     ];
     for (hook, end) in INGRESS.into_iter().flat_map(|hook| endings.map(|end| (hook, end))) {
         for established in [true, false] {
@@ -440,7 +569,7 @@ fn when_a_target_changes_udp_moves_at_once_and_tcp_stays_unless_it_is_cut() {
             assert_eq!(target(&send(&mut rig, udp::NUMBER, 0)), (OTHER_SERVER, 20_000));
             let tcp = send(&mut rig, tcp::NUMBER, ACK);
             if cut_tcp {
-                assert_eq!((tcp.outcome, tcp.reason), (Outcome::Drop, Some(Reason::NoFlow)));
+                assert_eq!((tcp.outcome, tcp.reason), (Outcome::Drop, Some(Reason::Cut)));
                 assert_eq!(target(&send(&mut rig, tcp::NUMBER, SYN)), (OTHER_SERVER, 20_000));
             } else {
                 assert_eq!(target(&tcp), (SERVER, 20_000));
@@ -754,8 +883,8 @@ fn sixty_four_first_packets_make_one_flow() {
 fn fins_on_two_cpus_at_once_are_both_noted() {
     let mut rig = Rig::new();
     rig.establish(Hook::Xdp, tcp::NUMBER);
-    let inward = FrameSpec { flags: FIN | ACK, ..rig.client(tcp::NUMBER) }.bytes();
-    let outward = FrameSpec { flags: FIN | ACK, ..rig.server(tcp::NUMBER) }.bytes();
+    let inward = FrameSpec { flags: FIN | ACK, seq: 1001, ..rig.client(tcp::NUMBER) }.bytes();
+    let outward = FrameSpec { flags: FIN | ACK, seq: SERVER_SEQ + 1, ..rig.server(tcp::NUMBER) }.bytes();
     let both = (FIN_INWARD | FIN_OUTWARD, FIN_INWARD | FIN_OUTWARD);
     let frames = [(Side::External, inward), (Side::Internal, outward)];
     race(&rig, frames.clone(), |rig| assert_eq!(ended(rig), both));
@@ -773,7 +902,7 @@ fn syns_on_a_closing_flow_on_two_cpus_at_once_start_one_new_flow() {
         } else {
             from_client(&mut rig, Hook::Xdp, SYN, 1000, 0);
         }
-        from_server(&mut rig, Hook::Xdp, RST | ACK, 0, 1001);
+        from_server(&mut rig, Hook::Xdp, RST | ACK, SERVER_SEQ + 1, 1001);
         let syn = (Side::External, rig.client(tcp::NUMBER).bytes());
         race(&rig, [syn.clone(), syn], |rig| assert_eq!(entries(rig), (0, 2)));
     }

@@ -4,12 +4,13 @@
 //! then left the packet to TC, which decides again.
 
 mod error;
+mod window;
 
 use crate::{
     address::{Address, Ipv4, Macs, Port},
     flow::{
         ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
-        PROVEN, RESET, Side, Tuple, UNANSWERED, is_closing,
+        PICKED_UP, PROVEN, RESET, Side, Tuple, UNANSWERED, is_closing,
     },
     layout::{Hook, XDP_TARGET},
     parse::{Datagram, Transport},
@@ -120,12 +121,19 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(always)]
     pub fn ingress(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
         let key = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
+        let mut is_cut = false;
         for stage in WHERE_TO_LOOK {
             let Some(flow) = self.flows.find(stage, &key) else { continue };
             let slot = flow.rule;
             if !is_live(flow, datagram.protocol, self.world, self.now) {
                 if flow.direction == OUTWARD {
                     return stop(Reason::Cut, slot);
+                }
+                if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
+                    // As long as its client goes on, a connection that was cut is not picked up again.
+                    flow.last_seen = self.now;
+                    is_cut = true;
+                    break;
                 }
                 // The outward entry stays: the target's late packets end at it.
                 self.flows.remove(stage, &key);
@@ -149,7 +157,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             }
             return Decision::Translate { to, onward: self.scratch.way.onward, slot, direction };
         }
-        self.open(&key, datagram, arrival)
+        self.open(&key, datagram, arrival, is_cut)
     }
 
     /// Decides about a packet that the host's stack sends by an external interface: a reply that
@@ -185,8 +193,14 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
 
     /// A new flow, if a rule allows one.
     #[inline(always)]
-    fn open(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
-        if let Err(reason) = self.claim(datagram, arrival.side) {
+    fn open(
+        &mut self,
+        key: &FlowKey<A>,
+        datagram: &Datagram<A>,
+        arrival: &Arrival,
+        is_cut: bool,
+    ) -> Decision<A> {
+        if let Err(reason) = self.claim(datagram, arrival.side, is_cut) {
             let slot = self.scratch.inward.rule;
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
@@ -214,7 +228,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// returns nothing (a large result counts as nothing), R0 holds what happens to be left in it,
     /// and the verifier refuses that if it is an address on the stack.
     #[inline(never)]
-    fn claim(&mut self, datagram: &Datagram<A>, side: Side) -> Result<(), Reason> {
+    fn claim(&mut self, datagram: &Datagram<A>, side: Side, is_cut: bool) -> Result<(), Reason> {
         let port = datagram.tuple.dst_port;
         let slot = self
             .world
@@ -235,6 +249,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             // So that the target answers to the router, though it may be the client's neighbour or
             // the client itself (RFC 4787 REQ-9).
             inward.to.src = datagram.tuple.dst;
+        }
+        if is_cut {
+            return Err(Reason::Cut);
+        }
+        if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
+            inward.flags |= PICKED_UP;
         }
         may_open(datagram, rule, side, self.world)
     }
@@ -267,7 +287,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         inward.hop = way.hop.unwrap_or_default();
         // Of an older generation it is never fresh: the next packet asks again.
         inward.hop_generation = if way.hop.is_some() { generation } else { generation.wrapping_sub(1) };
-        inward.expected_ack = 0;
+        (inward.expected_ack, inward.seq_end, inward.ack) = (0, 0, 0);
         inward.progress = UNANSWERED;
         inward.ended = 0;
         self.compose_outward(key, arrival);
@@ -282,7 +302,8 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         outward.to = key.tuple.reversed();
         outward.hop = arrival.way_back(self.world.ifindex());
         outward.hop_generation = self.world.generation();
-        outward.flags |= LEARNED_HOP;
+        outward.flags = inward.flags & (FROM_INSIDE | PICKED_UP) | LEARNED_HOP;
+        (outward.seq_end, outward.ack) = (0, 0);
         outward.direction = OUTWARD;
         (outward.packets, outward.bytes) = (0, 0);
     }
@@ -336,11 +357,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Moves a flow on in its life, on both of its entries.
     #[inline(always)]
     fn advance(&mut self, stage: Stage, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) {
+        if datagram.segment.flags & (tcp::FIN | tcp::RST) != 0 && !self.end(stage, key, &datagram.segment) {
+            return;
+        }
         let Some(flow) = self.flows.find(stage, key) else { return };
-        let ended = ends(&datagram.segment, flow.direction);
-        flow.ended |= ended;
         let other = flow.other_key(key);
-        let answered = flow.direction == OUTWARD && stage == Stage::HalfOpen && answers(datagram);
         if flow.direction == INWARD && stage == Stage::HalfOpen {
             if proves(flow, datagram) {
                 flow.progress = PROVEN;
@@ -348,16 +369,35 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             self.scratch.inward = *flow;
             return self.settle(key, &other, arrival);
         }
-        if (answered || ended != 0)
+        if flow.direction == OUTWARD
+            && stage == Stage::HalfOpen
             && let Some(flow) = self.flows.find(stage, &other)
+            && flow.progress != PROVEN
+            && answers(flow, datagram)
         {
-            flow.ended |= ended;
-            if answered && flow.progress != PROVEN {
-                flow.progress = ANSWERED;
-                // Anew with each SYN-ACK: a server may answer a repeated SYN with another number.
-                flow.expected_ack = datagram.segment.seq.wrapping_add(1);
-            }
+            flow.progress = ANSWERED;
+            // Anew with each SYN-ACK: a server may answer a repeated SYN with another number.
+            flow.expected_ack = datagram.segment.end;
         }
+    }
+
+    /// Notes on both entries that a FIN or RST has come, if it fits. False: it is of somebody who
+    /// does not know the connection (RFC 5961).
+    #[inline(always)]
+    fn end(&mut self, stage: Stage, key: &FlowKey<A>, segment: &Segment) -> bool {
+        let Some(flow) = self.flows.find(stage, key) else { return false };
+        let (own, other_key) = (*flow, flow.other_key(key));
+        let ended = ends(segment, own.direction);
+        let Some(other) = self.flows.find(stage, &other_key) else { return false };
+        if !window::fits(&own, other, segment) {
+            return false;
+        }
+        other.ended |= ended;
+        if let Some(flow) = self.flows.find(stage, key) {
+            flow.ended |= ended;
+            window::follow(flow, segment);
+        }
+        true
     }
 
     /// Brings the other entry of the half-open flow in the scratch up to date, and promotes the flow
@@ -426,6 +466,9 @@ fn reopens<A: Address>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
 
 #[inline(always)]
 fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, now: u64) {
+    if datagram.transport == Transport::Tcp && datagram.segment.flags & (tcp::FIN | tcp::RST) == 0 {
+        window::follow(flow, &datagram.segment);
+    }
     flow.last_seen = now;
     flow.packets += 1;
     flow.bytes += u64::from(datagram.ip_len);
@@ -601,7 +644,9 @@ fn may_open<A: Address, W: World<A>>(
     }
     match datagram.transport {
         Transport::Malformed => return Err(Reason::BadL4Length),
-        Transport::Tcp if !datagram.segment.is_syn() => return Err(Reason::NoFlow),
+        Transport::Tcp if !datagram.segment.is_syn() && !datagram.segment.is_under_way() => {
+            return Err(Reason::NoFlow);
+        }
         _ => {}
     }
     if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, datagram.tuple.src) {
@@ -635,7 +680,7 @@ fn is_spoofed<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> boo
     is_impossible(datagram, world) || belongs_inside(datagram.tuple.src, world)
 }
 
-/// The `Flow::ended` bits that a segment sets.
+/// The `Flow::ended` bits that a segment sets, if it fits.
 #[inline(always)]
 fn ends(segment: &Segment, direction: u8) -> u8 {
     let fin = match (segment.flags & tcp::FIN != 0, direction) {
@@ -648,15 +693,25 @@ fn ends(segment: &Segment, direction: u8) -> u8 {
 
 /// Whether a reply shows that the target takes the session.
 #[inline(always)]
-fn answers<A>(datagram: &Datagram<A>) -> bool {
-    datagram.transport == Transport::Udp || datagram.segment.is_syn_ack()
+fn answers<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
+    let segment = &datagram.segment;
+    match inward.flags & PICKED_UP {
+        _ if datagram.transport == Transport::Udp => true,
+        0 => segment.is_syn_ack(),
+        // It knows the client's sequence numbers.
+        _ => segment.is_under_way() && window::is_near(segment.ack, inward.seq_end),
+    }
 }
 
 /// Whether a client's packet shows that it has seen the target's answer, which no spoofer has.
 #[inline(always)]
 fn proves<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
     let Segment { flags, ack, .. } = datagram.segment;
-    let acknowledges = flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && ack == inward.expected_ack;
+    let fits = match inward.flags & PICKED_UP {
+        0 => ack == inward.expected_ack,
+        _ => window::is_near(ack, inward.expected_ack),
+    };
+    let acknowledges = flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK && fits;
     inward.progress == PROVEN
         || inward.progress == ANSWERED && (datagram.transport == Transport::Udp || acknowledges)
 }

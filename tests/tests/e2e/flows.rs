@@ -1,9 +1,14 @@
 //! The life of a flow.
 
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use testbed::{DEADLINE, Frame, RawSocket, TcpFields, Testbed, UdpServer, udp_ask, udp_socket, wait_until};
+use testbed::{
+    DEADLINE, Frame, RawSocket, TcpFields, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket,
+    wait_until,
+};
 
 use crate::common::*;
 
@@ -299,5 +304,29 @@ for_each_datapath! {
         let idle = Instant::now();
         wait_until("the flow has ended", DEADLINE, || clients().is_empty()).unwrap();
         assert!(idle.elapsed() > Duration::from_secs(2), "after {:?}", idle.elapsed());
+    }
+}
+
+for_each_datapath! {
+    /// Row 24: the flow table was lost, as when a router is replaced.
+    fn a_connection_under_way_is_picked_up(bed = Testbed::builder()) {
+        add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80");
+        let _server = TcpServer::echo(bed.server(), TARGET).unwrap();
+        let mut stream = connect(&bed.client, W8080).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut said = |text: &[u8]| {
+            stream.write_all(text).unwrap();
+            let mut back = vec![0; text.len()];
+            stream.read_exact(&mut back).unwrap();
+            assert_eq!(back, text);
+        };
+        said(b"before");
+        bed.daemon.terminate().unwrap();
+        bed.router.output(testbed::forwarderd(), &["detach"]).unwrap();
+        bed.daemon.start().unwrap();
+        assert_eq!(flows(bed).len(), 0);
+        said(b"after");
+        said(b"and on");
+        assert_eq!(flow_states(bed), BTreeSet::from(["established".to_owned()]));
     }
 }

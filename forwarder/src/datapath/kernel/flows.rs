@@ -208,7 +208,8 @@ impl FlowTables {
         let idle = clock::since(flow.last_seen, now);
         match is_live(key, flow, rules, now) {
             true => idle > self.idle_time(stage, key, flow),
-            false => flow.direction == INWARD || idle > LINGER,
+            // The inward entry of a TCP connection keeps it from being picked up again.
+            false => flow.direction == INWARD && key.protocol != tcp::NUMBER || idle > LINGER,
         }
     }
 
