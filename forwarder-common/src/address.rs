@@ -6,7 +6,7 @@
 use crate::checksum::Delta;
 
 /// IPv4 and IPv6 alike; the core is written over this, so that each family has tables of its own size.
-pub trait Address: Copy + Eq + core::hash::Hash + core::fmt::Debug + 'static {
+pub trait Address: Copy + Default + Eq + core::hash::Hash + core::fmt::Debug + 'static {
     /// Whether no honest packet from elsewhere can have it as its source:
     /// unspecified, loopback, multicast, reserved (RFC 1122 section 3.2.1.3, RFC 6890).
     fn is_impossible_source(self) -> bool;

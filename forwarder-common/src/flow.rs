@@ -104,6 +104,9 @@ pub const SEQ_KNOWN: u8 = 4;
 pub const ACK_KNOWN: u8 = 8;
 /// `Flow::flags`, on both entries: the connection was opened before there was a flow.
 pub const PICKED_UP: u8 = 16;
+/// `Flow::flags`, on both entries: the learned hop is the route's too, and follows it when the route's
+/// neighbour gets another MAC.
+pub const ROUTED_BACK: u8 = 32;
 
 /// Whether a TCP flow with these `Flow::ended` bits is over, so that a SYN may start it anew.
 #[inline(always)]

@@ -72,8 +72,6 @@ pub trait World<A: Address> {
     /// Whether it is an address of the router itself.
     fn is_own(&self, address: A) -> bool;
     fn route(&self, query: &RouteQuery<A>) -> Route<A>;
-    /// The interface by which the router would send to `address`.
-    fn route_interface(&self, address: A) -> Option<u32>;
     /// True once a second for each rule, for one caller: its packet is to go through the kernel's
     /// neighbour code, which finds out whether the neighbour still answers.
     fn claim_probe(&self, slot: u32, now: u64) -> bool;

@@ -225,6 +225,22 @@ fn a_rst_from_either_side_makes_a_flow_closing() {
     }
 }
 
+/// Row 24; RFC 9293 figure 7: both ends open at once, the client's SYN first.
+#[test]
+fn a_simultaneous_open_becomes_established() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        assert!(is_forwarded(&from_client(&mut rig, hook, SYN, 1000, 0)));
+        assert!(is_forwarded(&from_server(&mut rig, hook, SYN, SERVER_SEQ, 0)));
+        assert!(is_forwarded(&from_client(&mut rig, hook, SYN | ACK, 1000, SERVER_SEQ + 1)));
+        assert!(is_forwarded(&from_server(&mut rig, hook, SYN | ACK, SERVER_SEQ, 1001)));
+        assert_eq!(entries(&rig), (0, 2));
+        assert!(is_forwarded(&from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1)));
+        assert_eq!((entries(&rig), sessions(&rig)), ((2, 0), 1));
+        assert_whole(&rig.machine, &rig.flows);
+    }
+}
+
 /// Row 24; RFC 5961: whoever knows no more than addresses and ports does not end a connection.
 #[test]
 fn a_rst_or_fin_far_from_the_connection_arrives_and_ends_nothing() {

@@ -418,3 +418,26 @@ fn a_learned_hop_takes_over_what_the_interface_is_now() {
     rig.machine.generation += 1;
     assert_eq!(send(&mut rig, Hook::Xdp, tcp::NUMBER, OUTWARD).reason, Some(Reason::LeftToTc));
 }
+
+/// Row 26: the gateway that both the request came from and the route leads to gets another MAC.
+#[test]
+fn replies_follow_the_routes_neighbour_where_the_request_came_from_it() {
+    for hook in INGRESS {
+        // From the route's neighbour; from another one on the same link.
+        for (from, expected) in [(CLIENT_MAC, NEW_MAC), ([2, 0, 0, 0, 0, 98], [2, 0, 0, 0, 0, 98])] {
+            let mut rig = Rig::new();
+            let request = FrameSpec { macs: (rig.router.wan.1, from), ..rig.client(udp::NUMBER) };
+            rig.take(hook, Side::External, &request.bytes());
+            let reply = rig.server(udp::NUMBER).bytes();
+            assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], from);
+            for (network, _, route) in &mut rig.machine.routes {
+                if let (&mut CLIENT, Route::Known { hop, .. }) = (network, route) {
+                    hop.macs = Macs::new(NEW_MAC, hop.macs.src());
+                }
+            }
+            assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], from, "nobody has said so yet");
+            rig.machine.generation += 1;
+            assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], expected);
+        }
+    }
+}

@@ -17,9 +17,9 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use forwarder_common::{
-    address::{Ipv4, Macs, Port},
+    address::{Ipv4, Macs},
     decide::Scratch,
-    flow::{Flow, FlowKey, Hop, Tuple},
+    flow::{Flow, FlowKey, Hop},
     layout::{Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
@@ -262,23 +262,6 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
             BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex, next_hop },
             BPF_FIB_LKUP_RET_FWD_DISABLED => Route::None(Reason::ForwardingOff),
             _ => Route::None(Reason::NoRoute),
-        }
-    }
-
-    #[inline(always)]
-    fn route_interface(&self, address: Ipv4) -> Option<u32> {
-        let tuple = Tuple {
-            src: Ipv4::default(),
-            dst: address,
-            src_port: Port::default(),
-            dst_port: Port::default(),
-        };
-        let (answer, params) = self.fib(&RouteQuery { tuple, protocol: 0, tos: 0 });
-        match u32::try_from(answer).unwrap_or(u32::MAX) {
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => {
-                Some(params.ifindex)
-            }
-            _ => None,
         }
     }
 

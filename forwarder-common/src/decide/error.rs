@@ -1,8 +1,8 @@
 //! What is to become of an ICMP error.
 
 use super::{
-    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_fresh, is_live,
-    is_spoofed, no_match, stop,
+    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_fresh, is_impossible,
+    is_live, no_match, stop,
 };
 use crate::{
     address::{Address, Port},
@@ -67,10 +67,13 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             let src = if flow.direction == INWARD { datagram.tuple.src } else { flow.to.src };
             error.to = Tuple { src, dst: flow.to.dst, src_port: Port::new(0), dst_port: Port::new(0) };
             way.hop = hop_is_fresh(flow, self.world, self.now).then_some(flow.hop);
-            if side == Side::External && is_spoofed(datagram, self.world) {
+            if side == Side::Internal {
+                return Ok(());
+            }
+            if is_impossible(datagram, self.world) {
                 return Err(Reason::Spoofed);
             }
-            return Ok(());
+            return self.check_source(datagram, arrival);
         }
         Err(Reason::NoMatch)
     }

@@ -10,7 +10,7 @@ use crate::{
     address::{Address, Ipv4, Macs, Port},
     flow::{
         ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
-        PICKED_UP, PROVEN, RESET, Side, Tuple, UNANSWERED, is_closing,
+        PICKED_UP, PROVEN, RESET, ROUTED_BACK, Side, Tuple, UNANSWERED, is_closing,
     },
     layout::{Hook, XDP_TARGET},
     parse::{Datagram, Transport},
@@ -200,7 +200,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         arrival: &Arrival,
         is_cut: bool,
     ) -> Decision<A> {
-        if let Err(reason) = self.claim(datagram, arrival.side, is_cut) {
+        if let Err(reason) = self.claim(datagram, arrival, is_cut) {
             let slot = self.scratch.inward.rule;
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
@@ -228,7 +228,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// returns nothing (a large result counts as nothing), R0 holds what happens to be left in it,
     /// and the verifier refuses that if it is an address on the stack.
     #[inline(never)]
-    fn claim(&mut self, datagram: &Datagram<A>, side: Side, is_cut: bool) -> Result<(), Reason> {
+    fn claim(&mut self, datagram: &Datagram<A>, arrival: &Arrival, is_cut: bool) -> Result<(), Reason> {
         let port = datagram.tuple.dst_port;
         let slot = self
             .world
@@ -238,13 +238,13 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .world
             .rule(slot)
             .filter(|rule| rule.is_open(self.now) && rule.has_port(port))
-            .filter(|rule| side == Side::External || rule.flags & HAIRPIN != 0)
+            .filter(|rule| arrival.side == Side::External || rule.flags & HAIRPIN != 0)
             .ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
         (inward.direction, inward.flags) = (INWARD, 0);
         inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
-        if side == Side::Internal {
+        if arrival.side == Side::Internal {
             inward.flags = FROM_INSIDE;
             // So that the target answers to the router, though it may be the client's neighbour or
             // the client itself (RFC 4787 REQ-9).
@@ -256,7 +256,31 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
             inward.flags |= PICKED_UP;
         }
-        may_open(datagram, rule, side, self.world)
+        may_open(datagram, rule, self.world)?;
+        self.check_source(datagram, arrival)
+    }
+
+    /// Refuses a source that belongs elsewhere, by the route back to it. Notes whether that route
+    /// leads to the neighbour that the packet came from.
+    #[inline(always)]
+    fn check_source(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
+        let ifindex = self.world.ifindex();
+        let side_of = |ifindex| self.world.interface(ifindex).map(|interface| interface.side);
+        let back = match self.world.route(&back_to(datagram.tuple.src)) {
+            Route::Known { hop, .. } => {
+                if hop.ifindex == ifindex && hop.macs.dst() == arrival.macs.src() {
+                    self.scratch.inward.flags |= ROUTED_BACK;
+                }
+                Some(hop.ifindex)
+            }
+            Route::Unresolved { ifindex, .. } => Some(ifindex),
+            Route::None(_) => None,
+        };
+        let belongs = match arrival.side {
+            Side::External => back.and_then(side_of) != Some(Side::Internal as u8),
+            Side::Internal => back == Some(ifindex),
+        };
+        if belongs { Ok(()) } else { Err(Reason::Spoofed) }
     }
 
     /// Makes the flow that [`Core::claim`] and [`find_way`] have left in the scratch.
@@ -302,7 +326,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         outward.to = key.tuple.reversed();
         outward.hop = arrival.way_back(self.world.ifindex());
         outward.hop_generation = self.world.generation();
-        outward.flags = inward.flags & (FROM_INSIDE | PICKED_UP) | LEARNED_HOP;
+        outward.flags = inward.flags & (FROM_INSIDE | PICKED_UP | ROUTED_BACK) | LEARNED_HOP;
         (outward.seq_end, outward.ack) = (0, 0);
         outward.direction = OUTWARD;
         (outward.packets, outward.bytes) = (0, 0);
@@ -483,6 +507,15 @@ fn continue_flow<A: Address, W: World<A>>(
     now: u64,
     found: &mut Way<A>,
 ) -> Result<(), Reason> {
+    let follows = flow.flags & (LEARNED_HOP | ROUTED_BACK) == LEARNED_HOP | ROUTED_BACK;
+    if follows
+        && flow.hop_generation != world.generation()
+        && find_way(&flow.to, datagram, flow.egress_side(), world, found).is_ok()
+        && let Some(hop) = found.hop
+        && hop.ifindex == flow.hop.ifindex
+    {
+        flow.hop.macs = Macs::new(hop.macs.dst(), flow.hop.macs.src());
+    }
     if hop_is_fresh(flow, world, now) {
         found.onward = Onward::Hop(flow.hop);
     } else {
@@ -636,7 +669,6 @@ fn fit<A: Address, W: World<A>>(
 fn may_open<A: Address, W: World<A>>(
     datagram: &Datagram<A>,
     rule: &Rule<A>,
-    side: Side,
     world: &W,
 ) -> Result<(), Reason> {
     if is_impossible(datagram, world) {
@@ -652,11 +684,15 @@ fn may_open<A: Address, W: World<A>>(
     if rule.allow_list != 0 && !world.is_allowed(rule.allow_list, datagram.tuple.src) {
         return Err(Reason::NotAllowed);
     }
-    let spoofed = match side {
-        Side::External => belongs_inside(datagram.tuple.src, world),
-        Side::Internal => world.route_interface(datagram.tuple.src) != Some(world.ifindex()),
-    };
-    if spoofed { Err(Reason::Spoofed) } else { Ok(()) }
+    Ok(())
+}
+
+/// How the router itself would send to `address`.
+#[inline(always)]
+fn back_to<A: Address>(address: A) -> RouteQuery<A> {
+    let tuple =
+        Tuple { src: A::default(), dst: address, src_port: Port::default(), dst_port: Port::default() };
+    RouteQuery { tuple, protocol: 0, tos: 0 }
 }
 
 /// Whether no honest packet has its source.
@@ -664,20 +700,6 @@ fn may_open<A: Address, W: World<A>>(
 fn is_impossible<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
     let source = datagram.tuple.src;
     source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source)
-}
-
-#[inline(always)]
-fn belongs_inside<A: Address, W: World<A>>(source: A, world: &W) -> bool {
-    world
-        .route_interface(source)
-        .and_then(|ifindex| world.interface(ifindex))
-        .is_some_and(|interface| interface.side == Side::Internal as u8)
-}
-
-/// Whether a packet from outside cannot have come from there.
-#[inline(always)]
-fn is_spoofed<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
-    is_impossible(datagram, world) || belongs_inside(datagram.tuple.src, world)
 }
 
 /// The `Flow::ended` bits that a segment sets, if it fits.

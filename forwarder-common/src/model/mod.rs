@@ -184,14 +184,6 @@ impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
         self.machine.route_to(query.tuple.dst)
     }
 
-    fn route_interface(&self, address: Ipv4) -> Option<u32> {
-        match self.machine.route_to(address) {
-            Route::Known { hop, .. } => Some(hop.ifindex),
-            Route::Unresolved { ifindex, .. } => Some(ifindex),
-            Route::None(_) => None,
-        }
-    }
-
     fn claim_probe(&self, _slot: u32, _now: u64) -> bool {
         let left = self.machine.probes.get();
         self.machine.probes.set(left.saturating_sub(1));

@@ -330,3 +330,26 @@ for_each_datapath! {
         assert_eq!(flow_states(bed), BTreeSet::from(["established".to_owned()]));
     }
 }
+
+for_each_datapath! {
+    /// Row 26: the neighbour that requests come from fails over to other hardware.
+    fn replies_follow_a_neighbour_with_a_new_hardware_address(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let server = udp_socket(bed.server(), TARGET).unwrap();
+        server.set_read_timeout(Some(DEADLINE)).unwrap();
+        let client = udp_socket(&bed.client, "203.0.113.2:5555").unwrap();
+        client.send_to(b"hello", W8080).unwrap();
+        let mut buffer = [0; 100];
+        let (_, peer) = server.recv_from(&mut buffer).unwrap();
+        // It announces itself, as whoever takes an address over does (RFC 5227 section 3).
+        bed.client.sysctl("net.ipv4.conf.eth0.arp_notify", "1").unwrap();
+        bed.client.ip("link set eth0 down\nlink set eth0 address 02:00:00:00:77:77\nlink set eth0 up").unwrap();
+        client.set_read_timeout(Some(QUIET)).unwrap();
+        // Not a word of the client's: its flow alone has to follow.
+        wait_until("the server's words arrive", DEADLINE, || {
+            server.send_to(b"still there?", peer).unwrap();
+            client.recv_from(&mut buffer).is_ok()
+        })
+        .unwrap();
+    }
+}
