@@ -56,8 +56,13 @@ pub fn is_error(kind: u8) -> bool {
 /// Reads the quote of an error that [`crate::parse::ipv4`] has found. The reason is why the core has
 /// no say in it: RFC 5508 section 4.2 wants the error's own checksum right, and says nothing of the
 /// quoted packet's length, which may be cut anywhere behind its ports.
-#[inline(always)]
-pub fn quote<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>) -> Result<Quote<Ipv4>, Reason> {
+/// (A function of its own: see [`crate::decide::Core`] about the stack.)
+#[inline(never)]
+pub fn quote<P: Packet>(
+    packet: &mut P,
+    datagram: &Datagram<Ipv4>,
+    quote: &mut Quote<Ipv4>,
+) -> Result<(), Reason> {
     if datagram.l4_len() < icmp::SHORTEST_QUOTE as u32 {
         return Err(Reason::CutOff);
     }
@@ -77,7 +82,7 @@ pub fn quote<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>) -> Result<Quo
     if quoted_l4 > datagram.l4_len() || quoted_l4 < 4 {
         return Err(Reason::CutOff);
     }
-    let mut quote = Quote {
+    *quote = Quote {
         tuple: Tuple {
             src: Ipv4::from_word(src),
             dst: Ipv4::from_word(dst),
@@ -92,7 +97,7 @@ pub fn quote<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>) -> Result<Quo
         l4_checksum: 0,
         checksum: packet.read(datagram.l4() + icmp::CHECKSUM).map_err(|_| Reason::CutOff)?,
     };
-    let l4 = quoted_l4_at(datagram, &quote);
+    let l4 = quoted_l4_at(datagram, quote);
     let [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
     quote.tuple.src_port = Port::from_word(src_port);
     quote.tuple.dst_port = Port::from_word(dst_port);
@@ -100,7 +105,7 @@ pub fn quote<P: Packet>(packet: &mut P, datagram: &Datagram<Ipv4>) -> Result<Quo
         quote.l4_checksum = packet.read(l4 + checksum_at(protocol)).map_err(|_| Reason::CutOff)?;
         quote.has_checksum = protocol == tcp::NUMBER || quote.l4_checksum != 0;
     }
-    Ok(quote)
+    Ok(())
 }
 
 /// Offset of the quoted IP header from the frame's start.

@@ -12,6 +12,7 @@ pub mod address;
 pub mod checksum;
 pub mod decide;
 pub mod flow;
+pub mod fragment;
 pub mod icmp;
 pub mod layout;
 #[cfg(any(test, feature = "model"))]

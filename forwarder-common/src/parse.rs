@@ -4,6 +4,7 @@ use crate::{
     address::{Address, Ipv4, Macs, Port},
     checksum,
     flow::Tuple,
+    fragment::Fragment,
     icmp::is_error,
     packet::{OutOfBounds, Packet},
     reason::Reason,
@@ -28,9 +29,11 @@ pub enum Transport {
     Malformed,
     /// An ICMP error; it has no ports.
     IcmpError,
+    /// A fragment behind the first: no header and no ports, but those of the first one.
+    LaterFragment,
 }
 
-/// A whole (not fragmented) TCP or UDP packet, or ICMP error, whose IP header is right.
+/// A TCP or UDP packet or a fragment of one, or a whole ICMP error, whose IP header is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<A> {
     pub tuple: Tuple<A>,
@@ -54,6 +57,7 @@ pub struct Datagram<A> {
     /// Length of the TCP or UDP header in bytes; meaningless otherwise.
     pub l4_header_len: u32,
     pub dont_fragment: bool,
+    pub fragment: Fragment,
 }
 
 impl<A> Datagram<A> {
@@ -104,6 +108,7 @@ impl Datagram<Ipv4> {
         header_len: 0,
         l4_header_len: 0,
         dont_fragment: false,
+        fragment: Fragment { id: 0, more: false, offset: 0 },
     };
 }
 
@@ -114,8 +119,9 @@ pub fn ethernet<P: Packet>(packet: &P) -> Result<Ethernet, OutOfBounds> {
 }
 
 /// Reads an IPv4 packet behind the Ethernet header. The error is why the core has no say in it.
+/// `whole`: fragments are not wanted here.
 #[inline(always)]
-pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
+pub fn ipv4<P: Packet>(packet: &P, whole: bool) -> Result<Datagram<Ipv4>, Reason> {
     // RFC 791 section 3.1, five words in network byte order.
     let words: [u32; ipv4::MIN_LEN / 4] = packet.read(ethernet::LEN).map_err(|_| Reason::ShortFrame)?;
     let [first, second, third, src, dst] = words;
@@ -134,7 +140,12 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
     if !checksum_is_right(packet, words, header_len as usize)? {
         return Err(Reason::BadIpChecksum);
     }
-    if flags_and_offset & ipv4::MF_OR_OFFSET != 0 {
+    let fragment = Fragment {
+        id: ((u32::from_be(second) >> 16) as u16).to_be(),
+        more: flags_and_offset & ipv4::MF != 0,
+        offset: u32::from(flags_and_offset & ipv4::OFFSET) * 8,
+    };
+    if whole && !fragment.is_whole() {
         return Err(Reason::Fragment);
     }
     if protocol != tcp::NUMBER && protocol != udp::NUMBER && protocol != icmp::NUMBER {
@@ -142,19 +153,24 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
     }
     let l4 = ethernet::LEN + header_len as usize;
     let l4_len = ip_len - header_len;
-    if l4_len < 4 {
-        return Err(Reason::CutOff);
+    let (mut src_port, mut dst_port) = (0, 0);
+    if !fragment.is_later() {
+        if l4_len < 4 {
+            return Err(Reason::CutOff);
+        }
+        [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
     }
-    let [mut src_port, mut dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
     let (transport, segment, l4_checksum, l4_header_len) = if protocol == icmp::NUMBER {
         let [kind, _] = src_port.to_ne_bytes();
-        if !is_error(kind) {
+        if !fragment.is_whole() || !is_error(kind) {
             return Err(Reason::OtherProtocol);
         }
         (src_port, dst_port) = (0, 0);
         (Transport::IcmpError, Segment::NONE, 0, 0)
+    } else if fragment.is_later() {
+        (Transport::LaterFragment, Segment::NONE, 0, 0)
     } else {
-        transport(packet, protocol, l4, l4_len)
+        transport(packet, protocol, l4, l4_len, fragment.more)
     };
     Ok(Datagram {
         tuple: Tuple {
@@ -174,6 +190,7 @@ pub fn ipv4<P: Packet>(packet: &P) -> Result<Datagram<Ipv4>, Reason> {
         header_len,
         l4_header_len,
         dont_fragment: flags_and_offset & ipv4::DF != 0,
+        fragment,
     })
 }
 
@@ -200,14 +217,21 @@ fn checksum_is_right<P: Packet>(
     Ok(checksum::fold(sum) == 0xffff)
 }
 
-/// What the transport header says, its checksum as it lies in memory, and its length.
+/// What the transport header says, its checksum as it lies in memory, and its length. `more`: of a
+/// UDP datagram only the beginning is here.
 #[inline(always)]
-fn transport<P: Packet>(packet: &P, protocol: u8, l4: usize, l4_len: u32) -> (Transport, Segment, u16, u32) {
+fn transport<P: Packet>(
+    packet: &P,
+    protocol: u8,
+    l4: usize,
+    l4_len: u32,
+    more: bool,
+) -> (Transport, Segment, u16, u32) {
     let read = if protocol == tcp::NUMBER {
         tcp_header(packet, l4, l4_len)
             .map(|(segment, checksum, length)| (Transport::Tcp, segment, checksum, length))
     } else {
-        udp_checksum(packet, l4, l4_len)
+        udp_checksum(packet, l4, l4_len, more)
             .map(|checksum| (Transport::Udp, Segment::NONE, checksum, udp::LEN as u32))
     };
     read.unwrap_or((Transport::Malformed, Segment::NONE, 0, 0))
@@ -231,11 +255,11 @@ fn tcp_header<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<(Segment,
 
 /// RFC 768: ports, length, checksum.
 #[inline(always)]
-fn udp_checksum<P: Packet>(packet: &P, l4: usize, l4_len: u32) -> Option<u16> {
+fn udp_checksum<P: Packet>(packet: &P, l4: usize, l4_len: u32, more: bool) -> Option<u16> {
     let [_, second] = packet.read::<[u32; udp::LEN / 4]>(l4).ok()?;
     let second = u32::from_be(second);
     let length = second >> 16;
-    if length < udp::LEN as u32 || length > l4_len {
+    if length < udp::LEN as u32 || l4_len < udp::LEN as u32 || length > l4_len && !more {
         return None;
     }
     Some((second as u16).to_be())

@@ -62,7 +62,20 @@ where
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
     let Seen { datagram, arrival, quote } = seen;
-    let is_error = datagram.transport == Transport::IcmpError;
+    let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
+    // XDP leaves both of these to TC.
+    let is_later = W::HOOK != Hook::Xdp && datagram.transport == Transport::LaterFragment;
+    let is_error = W::HOOK != Hook::Xdp && datagram.transport == Transport::IcmpError;
+    let known = if is_later {
+        core.join(datagram, side)
+    } else if is_error {
+        icmp::quote(packet, datagram, quote)
+    } else {
+        Ok(())
+    };
+    if let Err(reason) = known {
+        return stop(W::HOOK, reason, None, packet.len(), core.counters);
+    }
     let decision = match W::HOOK {
         _ if is_error => core.error(datagram, quote, arrival),
         Hook::TcEgress => core.egress(datagram),
@@ -78,11 +91,16 @@ where
             let (rewrite, reason, outcome) = translation(to, onward);
             let written = if is_error {
                 rewrite::icmp_error(packet, datagram, quote, &rewrite)
+            } else if is_later {
+                rewrite::later_fragment(packet, datagram, &rewrite)
             } else {
                 rewrite::ipv4(packet, datagram, &rewrite)
             };
             if written.is_err() {
                 return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
+            }
+            if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
+                let _ = core.lead(datagram, side);
             }
             let bytes = u64::from(datagram.ip_len);
             core.counters.count_reason(reason, bytes);
@@ -97,7 +115,7 @@ where
 /// A function of its own in the BPF program, so that what it needs on the stack is free again
 /// when the decision is made (and a scalar's: the BPF back end's reasons are at `Core::claim`).
 #[inline(never)]
-fn read<P, W>(packet: &mut P, world: &W, seen: &mut Seen) -> Result<(), Reason>
+fn read<P, W>(packet: &P, world: &W, seen: &mut Seen) -> Result<(), Reason>
 where
     P: Packet,
     W: World<Ipv4>,
@@ -113,17 +131,14 @@ where
     if W::HOOK != Hook::TcEgress && header.macs.dst() != interface.mac {
         return Err(Reason::OtherStation);
     }
-    let datagram = parse::ipv4(packet)?;
+    let datagram = parse::ipv4(packet, W::HOOK == Hook::Xdp)?;
     if W::HOOK == Hook::Xdp && is_unfinished(&datagram, interface) {
         return Err(Reason::LeftUnfinishedChecksum);
     }
     (seen.datagram, seen.arrival) = (datagram, arrival(&header, interface)?);
-    if datagram.transport == Transport::IcmpError {
-        // Too rare to be worth a place in XDP.
-        if W::HOOK == Hook::Xdp {
-            return Err(Reason::LeftToTc);
-        }
-        seen.quote = icmp::quote(packet, &datagram)?;
+    // Too rare to be worth a place in XDP.
+    if W::HOOK == Hook::Xdp && datagram.transport == Transport::IcmpError {
+        return Err(Reason::LeftToTc);
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use aya::Pod;
 use crate::{
     address::Ipv4,
     flow::{Flow, FlowKey},
+    fragment::{FragmentKey, Train},
     layout::{Count, Interface, RuleCounters, Settings},
     rule::{AllowKey, Page, PageKey, Rule},
 };
@@ -31,5 +32,9 @@ unsafe impl Pod for Page {}
 unsafe impl Pod for Rule<Ipv4> {}
 // SAFETY: as above.
 unsafe impl Pod for AllowKey<Ipv4> {}
+// SAFETY: as above.
+unsafe impl Pod for FragmentKey<Ipv4> {}
+// SAFETY: as above.
+unsafe impl Pod for Train {}
 // SAFETY: as above.
 unsafe impl Pod for Ipv4 {}

@@ -31,7 +31,7 @@ pub fn ipv4<P: Packet>(
     rewrite: &Rewrite<Ipv4>,
 ) -> Result<(), OutOfBounds> {
     let (from, to) = (&datagram.tuple, &rewrite.to);
-    let addresses = from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst));
+    let addresses = address_change(datagram, rewrite);
     let ports = from.src_port.replaced_by(to.src_port).and(from.dst_port.replaced_by(to.dst_port));
     packet.adjust_l4_checksum(
         datagram.l4_checksum_offset(),
@@ -43,6 +43,22 @@ pub fn ipv4<P: Packet>(
     ip_header(packet, datagram, rewrite, addresses)
 }
 
+/// Rewrites a fragment without a TCP or UDP header: the first one's checksum covers its change.
+#[inline(always)]
+pub fn later_fragment<P: Packet>(
+    packet: &mut P,
+    datagram: &Datagram<Ipv4>,
+    rewrite: &Rewrite<Ipv4>,
+) -> Result<(), OutOfBounds> {
+    ip_header(packet, datagram, rewrite, address_change(datagram, rewrite))
+}
+
+#[inline(always)]
+fn address_change(datagram: &Datagram<Ipv4>, rewrite: &Rewrite<Ipv4>) -> Delta {
+    let (from, to) = (&datagram.tuple, &rewrite.to);
+    from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst))
+}
+
 /// Rewrites an ICMP error, with what it quotes.
 #[inline(always)]
 pub fn icmp_error<P: Packet>(
@@ -52,9 +68,7 @@ pub fn icmp_error<P: Packet>(
     rewrite: &Rewrite<Ipv4>,
 ) -> Result<(), OutOfBounds> {
     icmp::translate(packet, datagram, quote)?;
-    let (from, to) = (&datagram.tuple, &rewrite.to);
-    let addresses = from.src.replaced_by(to.src).and(from.dst.replaced_by(to.dst));
-    ip_header(packet, datagram, rewrite, addresses)
+    ip_header(packet, datagram, rewrite, address_change(datagram, rewrite))
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@
 use crate::{
     address::Address,
     flow::{Flow, FlowKey, Hop, Tuple},
+    fragment::{FragmentKey, Train},
     layout::{Hook, Interface},
     reason::Reason,
     rule::Rule,
@@ -29,6 +30,10 @@ pub trait Flows<A: Address> {
     /// Only if the key is free.
     fn insert_new(&mut self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), Refused>;
     fn remove(&mut self, stage: Stage, key: &FlowKey<A>);
+    /// What the first fragment of a packet has told.
+    fn train(&mut self, key: &FragmentKey<A>) -> Option<Train>;
+    /// For its later fragments. Where there is no room, an older one goes.
+    fn remember(&mut self, key: &FragmentKey<A>, train: &Train);
 }
 
 /// What to ask the kernel's routing for.

@@ -29,9 +29,9 @@ pub mod ipv4 {
 
     /// "Don't fragment", in the flags and offset word.
     pub const DF: u16 = 0x4000;
-    /// "More fragments" and the offset, in the same word.
-    pub const MF_OR_OFFSET: u16 = 0x3fff;
-    /// The offset alone.
+    /// "More fragments", in the same word.
+    pub const MF: u16 = 0x2000;
+    /// The offset in units of eight bytes, in the same word.
     pub const OFFSET: u16 = 0x1fff;
 }
 

@@ -9,6 +9,7 @@ use forwarder_common::{
     address::{Ipv4, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
+    fragment::{FragmentKey, Train},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
@@ -822,6 +823,14 @@ impl Interrupted<'_> {
 }
 
 impl Flows<Ipv4> for Interrupted<'_> {
+    fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
+        self.tables.train(key)
+    }
+
+    fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
+        self.tables.remember(key, train);
+    }
+
     fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
         self.access().find(stage, key)
     }

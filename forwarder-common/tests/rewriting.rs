@@ -10,8 +10,12 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords
 use forwarder_common::{
     flow::Side,
     layout::Hook,
-    model::scenario::{CLIENT, CLIENT_MAC, FrameSpec, Router, SERVER, SERVER_MAC, W, tcp_flags::*},
+    model::scenario::{
+        CLIENT, CLIENT_MAC, FrameSpec, OTHER_CLIENT, Router, SERVER, SERVER_MAC, W, fragmented,
+        internet_checksum, tcp_flags::*,
+    },
     pipeline::Outcome,
+    reason::{Reason, Verdict},
     wire::{tcp, udp},
 };
 use proptest::prelude::*;
@@ -328,4 +332,137 @@ fn a_reply_that_comes_through_the_stack_is_translated_at_egress_with_its_ttl_as_
         seal(&mut expected);
         assert_eq!(taken.bytes, expected);
     }
+}
+
+/// The payload of fragments that lie in order, and the addresses of the last one.
+fn reassembled(fragments: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
+    let payloads = fragments.iter().flat_map(|frame| {
+        let header_len = usize::from(frame[14] & 0x0f) * 4;
+        let packet_len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+        frame[14 + header_len..14 + packet_len].to_vec()
+    });
+    (payloads.collect(), fragments[fragments.len() - 1][26..34].to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Row 8: fragments whose first comes first are, put together, what the whole packet would be;
+    /// whatever order the others come in.
+    #[test]
+    fn fragments_put_together_are_the_translated_packet(
+        protocol in prop::sample::select(&[tcp::NUMBER, udp::NUMBER][..]),
+        side in prop::sample::select(&[Side::External, Side::Internal][..]),
+        option_words in 0usize..11,
+        payload in prop::collection::vec(any::<u8>(), 30..200),
+        length in prop::sample::select(&[24usize, 32, 64, 104][..]),
+        without_checksum in any::<bool>(),
+        backwards in any::<bool>(),
+    ) {
+        let mut rig = Rig::new();
+        rig.establish(Hook::TcIngress, protocol);
+        let spec = if side == Side::External { rig.client(protocol) } else { rig.server(protocol) };
+        let spec = FrameSpec { flags: ACK, dont_fragment: false, option_words, payload, without_checksum, ..spec };
+        let whole = rig.take(Hook::TcIngress, side, &spec.bytes());
+        let mut fragments = fragmented(&spec.bytes(), length);
+        if backwards {
+            fragments[1..].reverse();
+        }
+        for fragment in &mut fragments {
+            let taken = rig.take(Hook::TcIngress, side, fragment);
+            prop_assert_eq!(taken.outcome, whole.outcome);
+            *fragment = taken.bytes;
+        }
+        if backwards {
+            fragments[1..].reverse();
+        }
+        prop_assert_eq!(reassembled(&fragments), reassembled(&[whole.bytes]));
+    }
+}
+
+/// Row 8: the same identification of another client, another protocol, another side is another packet.
+#[test]
+fn fragments_of_different_packets_are_kept_apart() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    let spec = FrameSpec { payload: vec![7; 40], ..rig.client(udp::NUMBER) };
+    let fragments = fragmented(&spec.bytes(), 24);
+    assert_eq!(rig.take(Hook::TcIngress, Side::External, &fragments[0]).reason, Some(Reason::Forwarded));
+    for other in [
+        FrameSpec { src: (OTHER_CLIENT, 5000), ..spec.clone() },
+        FrameSpec { id: spec.id + 1, ..spec.clone() },
+        FrameSpec { protocol: tcp::NUMBER, ..spec.clone() },
+    ] {
+        let later = &fragmented(&other.bytes(), 24)[1];
+        assert_eq!(rig.take(Hook::TcIngress, Side::External, later).reason, Some(Reason::Fragment));
+    }
+    assert_eq!(rig.take(Hook::TcIngress, Side::External, &fragments[1]).reason, Some(Reason::Forwarded));
+}
+
+/// Row 8; RFC 1858: nothing may be put over the header that was looked at.
+#[test]
+fn a_fragment_that_reaches_into_the_first_one_is_dropped() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    let spec = FrameSpec { payload: vec![7; 40], ..rig.client(udp::NUMBER) };
+    rig.take(Hook::TcIngress, Side::External, &fragmented(&spec.bytes(), 24)[0]);
+    let taken = rig.take(Hook::TcIngress, Side::External, &fragmented(&spec.bytes(), 16)[1]);
+    assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::BadFragment)));
+}
+
+/// Row 8: a first fragment without its whole header says too little.
+#[test]
+fn a_first_fragment_too_small_for_its_header_is_dropped() {
+    for protocol in [tcp::NUMBER, udp::NUMBER] {
+        let mut rig = Rig::new();
+        let spec = FrameSpec { payload: vec![7; 40], ..rig.client(protocol) };
+        let mut tiny = fragmented(&spec.bytes(), 8).swap_remove(0);
+        if protocol == udp::NUMBER {
+            // Eight bytes are a whole UDP header: cut off half of it.
+            tiny.truncate(14 + 20 + 4);
+            tiny[16..18].copy_from_slice(&24_u16.to_be_bytes());
+            tiny[24..26].fill(0);
+            let sum = internet_checksum(&[&tiny[14..34]]);
+            tiny[24..26].copy_from_slice(&sum);
+        }
+        let taken = rig.take(Hook::TcIngress, Side::External, &tiny);
+        assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::BadL4Length)));
+        assert!(rig.flows.trains.is_empty());
+    }
+}
+
+/// Row 8: later fragments may take as long as a receiver waits for them, and only go where the flow does.
+#[test]
+fn later_fragments_come_in_time_and_open_nothing() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    let spec = FrameSpec { payload: vec![7; 60], ..rig.client(udp::NUMBER) };
+    let fragments = fragmented(&spec.bytes(), 24);
+    let take = |rig: &mut Rig, at: usize| rig.take(Hook::TcIngress, Side::External, &fragments[at]).reason;
+    take(&mut rig, 0);
+    rig.machine.now += 29_000_000_000;
+    rig.machine.generation += 1;
+    assert_eq!(take(&mut rig, 1).map(Reason::verdict), Some(Verdict::Forward));
+    rig.machine.now += 1_000_000_001;
+    assert_eq!(take(&mut rig, 2), Some(Reason::Fragment));
+    take(&mut rig, 0);
+    rig.flows.established.clear();
+    assert_eq!(take(&mut rig, 1), Some(Reason::NoFlow));
+    assert!(rig.flows.established.is_empty() && rig.flows.half_open.is_empty());
+}
+
+/// Row 7: what the host has cut up on its way out is translated piece by piece.
+#[test]
+fn fragments_that_the_host_sends_are_translated_at_egress() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    let spec = FrameSpec { payload: vec![7; 60], dont_fragment: false, ..rig.server(udp::NUMBER) };
+    let whole = rig.take(Hook::TcEgress, Side::External, &spec.bytes());
+    let mut fragments = fragmented(&spec.bytes(), 24);
+    for fragment in &mut fragments {
+        let taken = rig.take(Hook::TcEgress, Side::External, fragment);
+        assert_eq!(taken.reason, Some(Reason::TranslatedAtEgress));
+        *fragment = taken.bytes;
+    }
+    assert_eq!(reassembled(&fragments), reassembled(&[whole.bytes]));
 }

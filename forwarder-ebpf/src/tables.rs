@@ -20,6 +20,7 @@ use forwarder_common::{
     address::{Ipv4, Macs},
     decide::Scratch,
     flow::{Flow, FlowKey, Hop},
+    fragment::{FragmentKey, Train},
     layout::{Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
@@ -50,6 +51,9 @@ static ALLOW: LpmTrie<AllowKey<Ipv4>, u8> = LpmTrie::pinned(1, 0);
 static FLOWS: HashMap<FlowKey<Ipv4>, Flow<Ipv4>> = HashMap::pinned(1, 0);
 #[map]
 static HALF_OPEN: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>> = LruHashMap::pinned(1, 0);
+/// Fragmented packets whose later parts may be on their way; a flood of others evicts them.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey<Ipv4>, Train> = LruHashMap::pinned(16_384, 0);
 /// For each rule, when a packet of it last went to find out whether its neighbour still answers.
 #[map]
 static PROBES: Array<u64> = Array::pinned(1, 0);
@@ -146,6 +150,18 @@ impl Flows<Ipv4> for FlowMaps {
             Stage::Established => FLOWS.remove(key),
             Stage::HalfOpen => HALF_OPEN.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
+        // SAFETY: as in `find`; what is copied are plain integers.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
+        // Without it the later fragments are not delivered, as if it had been evicted.
+        let _ = FRAGMENTS.insert(key, train, 0);
     }
 }
 

@@ -22,7 +22,13 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// is (RFC 5508 REQ-6). Towards the outside the router answers for all that is behind it.
     #[inline(always)]
     pub fn error(&mut self, datagram: &Datagram<A>, quote: &mut Quote<A>, arrival: &Arrival) -> Decision<A> {
-        let related = self.relate(datagram, quote, arrival);
+        let mut related = self.relate(datagram, quote, arrival);
+        if related.is_ok() && W::HOOK != Hook::TcEgress && arrival.side == Side::External {
+            related = match is_impossible(datagram, self.world) {
+                true => Err(Reason::Spoofed),
+                false => self.check_source(datagram, arrival),
+            };
+        }
         let Scratch { inward: error, way, .. } = &mut *self.scratch;
         if let Err(reason) = related {
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, error.rule) };
@@ -67,13 +73,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             let src = if flow.direction == INWARD { datagram.tuple.src } else { flow.to.src };
             error.to = Tuple { src, dst: flow.to.dst, src_port: Port::new(0), dst_port: Port::new(0) };
             way.hop = hop_is_fresh(flow, self.world, self.now).then_some(flow.hop);
-            if side == Side::Internal {
-                return Ok(());
-            }
-            if is_impossible(datagram, self.world) {
-                return Err(Reason::Spoofed);
-            }
-            return self.check_source(datagram, arrival);
+            return Ok(());
         }
         Err(Reason::NoMatch)
     }

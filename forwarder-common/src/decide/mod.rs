@@ -4,6 +4,7 @@
 //! then left the packet to TC, which decides again.
 
 mod error;
+mod train;
 mod window;
 
 use crate::{
@@ -204,8 +205,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             let slot = self.scratch.inward.rule;
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
+        let slot = self.scratch.inward.rule;
+        if let Err(reason) = self.check_source(datagram, arrival) {
+            return stop(reason, slot);
+        }
         let Scratch { inward, way, .. } = &mut *self.scratch;
-        let slot = inward.rule;
         if let Err(reason) = find_way(&inward.to, datagram, Side::Internal, self.world, way) {
             return stop(reason, slot);
         }
@@ -256,13 +260,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
             inward.flags |= PICKED_UP;
         }
-        may_open(datagram, rule, self.world)?;
-        self.check_source(datagram, arrival)
+        may_open(datagram, rule, self.world)
     }
 
     /// Refuses a source that belongs elsewhere, by the route back to it. Notes whether that route
-    /// leads to the neighbour that the packet came from.
-    #[inline(always)]
+    /// leads to the neighbour that the packet came from. (A function of its own: see [`Core::claim`].)
+    #[inline(never)]
     fn check_source(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
         let ifindex = self.world.ifindex();
         let side_of = |ifindex| self.world.interface(ifindex).map(|interface| interface.side);
@@ -658,9 +661,9 @@ fn fit<A: Address, W: World<A>>(
             *onward = Onward::Host;
             Ok(())
         }
-        // The stack tells the server, from its own address on that side.
-        (true, _, true) => Err(Reason::LeftTooBig),
-        (true, _, false) => Err(Reason::TooBig),
+        // The stack tells the server, from its own address on that side; or it fragments the packet,
+        // whose parts are translated as they leave.
+        (true, ..) => Err(Reason::LeftTooBig),
     }
 }
 
@@ -676,6 +679,7 @@ fn may_open<A: Address, W: World<A>>(
     }
     match datagram.transport {
         Transport::Malformed => return Err(Reason::BadL4Length),
+        Transport::LaterFragment => return Err(Reason::NoFlow),
         Transport::Tcp if !datagram.segment.is_syn() && !datagram.segment.is_under_way() => {
             return Err(Reason::NoFlow);
         }

@@ -12,6 +12,7 @@ use crate::{
     address::Ipv4,
     decide::{Core, Scratch},
     flow::{Flow, FlowKey, INWARD},
+    fragment::{FragmentKey, Train},
     layout::{Hook, Interface, RuleCounters},
     packet::{OutOfBounds, Packet, Plain},
     pipeline::{self, Outcome, Seen},
@@ -56,7 +57,8 @@ impl Packet for Frame {
 pub struct Tables {
     pub established: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
     pub half_open: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
-    /// Of each table, in entries.
+    pub trains: HashMap<FragmentKey<Ipv4>, Train>,
+    /// Of each flow table, in entries.
     pub capacity: usize,
 }
 
@@ -89,6 +91,14 @@ impl Flows<Ipv4> for Tables {
 
     fn remove(&mut self, stage: Stage, key: &FlowKey<Ipv4>) {
         self.stage(stage).remove(key);
+    }
+
+    fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
+        self.trains.get(key).copied()
+    }
+
+    fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
+        self.trains.insert(*key, *train);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     reason::Reason,
     rule::{ACTIVE, HAIRPIN, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
-    wire::{icmp, tcp, udp},
+    wire::{icmp, ipv4, tcp, udp},
 };
 
 pub const W: [u8; 4] = [203, 0, 113, 1];
@@ -299,6 +299,26 @@ impl ErrorSpec {
         ip[10..12].copy_from_slice(&sum);
         [&self.macs.0[..], &self.macs.1[..], &[8, 0], &ip, &icmp].concat()
     }
+}
+
+/// A frame's IP packet in fragments of this much payload, a multiple of eight bytes.
+pub fn fragmented(frame: &[u8], length: usize) -> Vec<Vec<u8>> {
+    let header_len = usize::from(frame[14] & 0x0f) * 4;
+    let packet_len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    let (header, payload) = frame[14..14 + packet_len].split_at(header_len);
+    let pieces = payload.chunks(length).enumerate();
+    let last = payload.len().div_ceil(length) - 1;
+    let piece = |(at, piece): (usize, &[u8])| {
+        let mut ip = header.to_vec();
+        ip[2..4].copy_from_slice(&((header_len + piece.len()) as u16).to_be_bytes());
+        let more = if at == last { 0 } else { ipv4::MF };
+        ip[6..8].copy_from_slice(&(more | (at * length / 8) as u16).to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = internet_checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum);
+        [&frame[..14], &ip, piece].concat()
+    };
+    pieces.map(piece).collect()
 }
 
 /// TCP's flag bits.

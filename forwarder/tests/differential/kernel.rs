@@ -9,6 +9,7 @@ use forwarder::datapath::kernel::object;
 use forwarder_common::{
     address::Ipv4,
     flow::{Flow, FlowKey, Side},
+    fragment::{FragmentKey, Train},
     layout::{Count, Hook, Interface, REASON_COUNTERS, RuleCounters, Settings, reason_index},
     model::{
         Counts, Tables,
@@ -37,6 +38,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     flows: FlowMap,
     half_open: FlowMap,
+    trains: HashMap<MapData, FragmentKey<Ipv4>, Train>,
     reasons: PerCpuArray<MapData, Count>,
     rules: PerCpuArray<MapData, RuleCounters>,
 }
@@ -79,6 +81,7 @@ impl Kernel {
         Self {
             flows: ebpf.take_map("FLOWS").unwrap().try_into().unwrap(),
             half_open: ebpf.take_map("HALF_OPEN").unwrap().try_into().unwrap(),
+            trains: ebpf.take_map("FRAGMENTS").unwrap().try_into().unwrap(),
             reasons: ebpf.take_map("REASON_COUNTERS").unwrap().try_into().unwrap(),
             rules: ebpf.take_map("RULE_COUNTERS").unwrap().try_into().unwrap(),
             host,
@@ -108,6 +111,10 @@ impl Kernel {
             for key in keys {
                 map.remove(&key).unwrap();
             }
+        }
+        let trains: Vec<_> = self.trains.keys().collect::<Result<_, _>>().unwrap();
+        for key in trains {
+            self.trains.remove(&key).unwrap();
         }
         let cpus = aya::util::nr_cpus().unwrap();
         for index in 0..REASON_COUNTERS as u32 {

@@ -8,7 +8,7 @@ use forwarder_common::{
         Tables,
         scenario::{
             CLIENT, ErrorSpec, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, RULES, Router,
-            SERVER, W,
+            SERVER, W, fragmented,
             tcp_flags::{ACK, FIN, RST, SYN},
         },
     },
@@ -76,6 +76,9 @@ impl Random {
         };
         self.vary(&mut spec);
         let mut bytes = if self.chance(6) { self.error(router, side, flows, &spec) } else { spec.bytes() };
+        if self.chance(10) {
+            bytes = self.fragment(&bytes);
+        }
         if self.chance(12) {
             // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb with IPv4 also that.
             self.damage(&mut bytes, if hook == Hook::Xdp { 14 } else { 34 });
@@ -131,6 +134,14 @@ impl Random {
         spec
     }
 
+    /// One of its fragments, or what only says that it is one.
+    fn fragment(&mut self, frame: &[u8]) -> Vec<u8> {
+        let length = self.pick(&[8, 16, 24, 40]);
+        let mut pieces = fragmented(frame, length);
+        let at = self.pick(&[0, 0, 0, 1, 1, 2]).min(pieces.len() - 1);
+        pieces.swap_remove(at)
+    }
+
     /// An ICMP error that arrives on `side`, about a packet of some flow, or about `spec`.
     fn error(&mut self, router: &Router, side: Side, flows: &Tables, spec: &FrameSpec) -> Vec<u8> {
         let mut about = spec.clone();
@@ -168,7 +179,8 @@ impl Random {
             }
         };
         spec.tos = self.next() as u8;
-        spec.id = self.next() as u16;
+        // Few, so that later fragments meet first ones.
+        spec.id = self.below(3) as u16;
         spec.dont_fragment = self.chance(2);
         if self.chance(5) {
             spec.flags = self.pick(&[ACK, FIN | ACK, RST, RST | ACK, SYN | FIN, 0, 0xff]);

@@ -110,3 +110,35 @@ for_each_datapath! {
         assert!(bed.stats().unwrap().reason("translated-at-egress") > 0, "{}", bed.stats().unwrap());
     }
 }
+
+for_each_datapath! {
+    /// Row 7: what is too long and may be cut up is cut up, by the router's stack.
+    fn long_datagrams_that_may_be_fragmented_are_delivered_in_fragments(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
+        let (client, server) =
+            (udp_socket(&bed.client, "203.0.113.2:5555").unwrap(), udp_socket(bed.server(), TARGET).unwrap());
+        let (at_client, at_server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        client.send_to(b"a flow", W8080).unwrap();
+        let mut buffer = [0; 2000];
+        for socket in [&client, &server] {
+            socket.set_read_timeout(Some(QUIET)).unwrap();
+        }
+        let ways = [
+            ("lan", bed.server(), &at_client, ("203.0.113.2:5555", W8080), &server, "translated-for-host"),
+            ("wan", &bed.client, &at_server, (TARGET, "203.0.113.2:5555"), &client, "translated-at-egress"),
+        ];
+        for (side, host, sender, (from, to), receiver, reason) in ways {
+            bed.router.ip(&format!("link set {side} mtu 1280")).unwrap();
+            host.ip("link set eth0 mtu 1280").unwrap();
+            let long = Frame { dont_fragment: false, ..Frame::udp(from, to, &[7; 1400]) };
+            wait_until("it arrives", DEADLINE, || {
+                sender.send(&long).unwrap();
+                receiver.recv(&mut buffer).is_ok_and(|length| buffer[..length] == [7; 1400])
+                    && bed.stats().unwrap().reason(reason) > 0
+            })
+            .unwrap();
+            bed.router.ip(&format!("link set {side} mtu 1500")).unwrap();
+            host.ip("link set eth0 mtu 1500").unwrap();
+        }
+    }
+}
