@@ -206,6 +206,10 @@ fn translation(to: crate::flow::Tuple<Ipv4>, onward: Onward<Ipv4>) -> (Rewrite<I
         }
         Onward::Host => (false, None, Reason::TranslatedForHost, Outcome::Continue),
         Onward::Egress => (false, None, Reason::TranslatedAtEgress, Outcome::Continue),
+        Onward::Detour(hop) => {
+            let outcome = Outcome::Redirect { ifindex: hop.ifindex };
+            (false, Some(hop.macs), Reason::TranslatedAtEgress, outcome)
+        }
     };
     (Rewrite { to, count_hop, macs }, reason, outcome)
 }

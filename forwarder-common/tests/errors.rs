@@ -188,3 +188,18 @@ fn an_error_with_a_wrong_checksum_goes_no_further() {
     let taken = rig.take(Hook::TcIngress, Side::Internal, &wrong);
     assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::BadIcmpChecksum)));
 }
+
+/// RFC 5508 REQ-7: a host inside that uses a mapping is told by the address that it dialled, too.
+#[test]
+fn an_error_about_a_hairpinned_packet_reaches_the_host_inside() {
+    let mut rig = Rig::new();
+    let spec = FrameSpec::outward(&rig.router, udp::NUMBER, (OTHER_SERVER, 5000), (W, 10_005));
+    let spec = FrameSpec { payload: b"anybody there?".to_vec(), ..spec };
+    let (sent, arrived) = sent_and_arrived(&mut rig, Side::Internal, &spec);
+    let error = ErrorSpec::new(&rig.router, Side::Internal, SERVER, W, &arrived[..28]);
+    let expected =
+        ErrorSpec { src: W, dst: OTHER_SERVER, ttl: 63, quote: sent[..28].to_vec(), ..error.clone() };
+    let taken = rig.take(Hook::TcIngress, Side::Internal, &error.bytes());
+    assert_eq!(taken.reason, Some(Reason::Forwarded));
+    assert_eq!(taken.bytes[14..], expected.bytes()[14..]);
+}

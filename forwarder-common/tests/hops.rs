@@ -9,7 +9,7 @@ use forwarder_common::{
     address::{Ipv4, Macs},
     decide::HOP_LIFETIME,
     flow::{INWARD, OUTWARD, Side},
-    layout::{Hook, UNFINISHED_CHECKSUMS, XDP_TARGET},
+    layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
     model::scenario::{
         CLIENT, CLIENT_MAC, FrameSpec, OTHER_SERVER, SERVER, SERVER_MAC, internet_checksum, tcp_flags::*,
     },
@@ -437,4 +437,33 @@ fn replies_follow_the_routes_neighbour_where_the_request_came_from_it() {
             assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], expected);
         }
     }
+}
+
+/// Rows 26, 47: what comes out of the host's stack by another uplink than the request came by.
+#[test]
+fn what_the_host_sends_by_another_uplink_leaves_by_that_of_the_request() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    let wan2 = Interface { side: Side::External as u8, mac: [2, 1, 0, 0, 0, 9], mtu: 1500, flags: 0 };
+    rig.machine.interfaces.insert(9, wan2);
+    // The learned hop is another interface's.
+    let (wan, _) = rig.router.wan;
+    for flow in rig.flows.established.values_mut().filter(|flow| flow.direction == OUTWARD) {
+        assert_eq!(flow.hop.ifindex, wan);
+        flow.hop.ifindex = 9;
+    }
+    let long = FrameSpec { payload: vec![0; 1400], ..rig.server(udp::NUMBER) };
+    let taken = rig.take(Hook::TcEgress, Side::External, &long.bytes());
+    assert_eq!(
+        (taken.outcome, taken.reason),
+        (Outcome::Redirect { ifindex: 9 }, Some(Reason::TranslatedAtEgress))
+    );
+    assert_eq!((taken.bytes[22], &taken.bytes[..6]), (64, &CLIENT_MAC[..]), "its hop is counted already");
+    // It may be narrower; and where it has gone, the host's own way will do.
+    rig.machine.interfaces.get_mut(&9).unwrap().mtu = 1280;
+    rig.machine.generation += 1;
+    assert_eq!(rig.take(Hook::TcEgress, Side::External, &long.bytes()).reason, Some(Reason::TooBig));
+    rig.machine.interfaces.remove(&9);
+    rig.machine.generation += 1;
+    assert_eq!(rig.take(Hook::TcEgress, Side::External, &long.bytes()).outcome, Outcome::Continue);
 }

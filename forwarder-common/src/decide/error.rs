@@ -34,7 +34,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, error.rule) };
         }
         if W::HOOK == Hook::TcEgress {
-            way.onward = Onward::Egress;
+            // By the uplink of the request, as its packets.
+            way.onward = match way.hop {
+                Some(hop) if hop.ifindex != self.world.ifindex() => Onward::Detour(hop),
+                _ => Onward::Egress,
+            };
         } else if let Some(hop) = way.hop {
             way.onward = Onward::Hop(hop);
         } else if let Err(reason) = find_way(&error.to, datagram, error.egress_side(), self.world, way) {

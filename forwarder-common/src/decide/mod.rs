@@ -69,6 +69,9 @@ pub enum Onward<A> {
     Host,
     /// It is leaving already (TC egress).
     Egress,
+    /// It is leaving already, but by another uplink than the request came by: out of that one, to this
+    /// neighbour (TC egress).
+    Detour(Hop),
 }
 
 /// How the packet came in.
@@ -176,12 +179,15 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             if datagram.transport == Transport::Malformed {
                 return stop(Reason::BadL4Length, slot);
             }
-            touch(flow, datagram, self.now);
             let (to, direction) = (flow.to, flow.direction);
+            if let Err(reason) = leave(flow, datagram, self.world, self.now, &mut self.scratch.way) {
+                return stop(reason, slot);
+            }
+            touch(flow, datagram, self.now);
             if stage == Stage::HalfOpen || datagram.segment.is_control() {
                 self.advance(stage, &key, datagram, &Arrival::NOWHERE);
             }
-            return Decision::Translate { to, onward: Onward::Egress, slot, direction };
+            return Decision::Translate { to, onward: self.scratch.way.onward, slot, direction };
         }
         no_match()
     }
@@ -538,6 +544,23 @@ fn continue_flow<A: Address, W: World<A>>(
     Ok(())
 }
 
+/// How a packet of the host's leaves that belongs to a flow: by the uplink of the request.
+#[inline(always)]
+fn leave<A: Address, W: World<A>>(
+    flow: &mut Flow<A>,
+    datagram: &Datagram<A>,
+    world: &W,
+    now: u64,
+    way: &mut Way<A>,
+) -> Result<(), Reason> {
+    way.onward = Onward::Egress;
+    let learned = flow.flags & LEARNED_HOP != 0;
+    if learned && flow.hop.ifindex != world.ifindex() && hop_is_fresh(flow, world, now) {
+        way.onward = Onward::Detour(flow.hop);
+    }
+    fit(&mut way.onward, datagram, flow, world)
+}
+
 /// A learned hop holds as long as its interface does; another one for a second within a generation.
 #[inline(always)]
 fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W, now: u64) -> bool {
@@ -629,6 +652,11 @@ fn fit<A: Address, W: World<A>>(
         Onward::Hop(hop) => Some(hop.mtu),
         Onward::Neighbour { ifindex, .. } => world.interface(*ifindex).map(|interface| interface.mtu),
         Onward::Host | Onward::Egress => return Ok(()),
+        // The host has counted the hop, and kept to another uplink's MTU.
+        Onward::Detour(hop) if datagram.longest_packet(world.segment_size()) > hop.mtu => {
+            return Err(Reason::TooBig);
+        }
+        Onward::Detour(_) => return Ok(()),
     };
     if datagram.ttl <= 1 {
         return match (W::HOOK, datagram.transport, flow.direction) {

@@ -169,6 +169,11 @@ for_each_datapath! {
         let answer = second.receive(DEADLINE, |packet| packet.payload == b"answer").unwrap();
         assert_eq!(answer.source, "198.51.100.1:8080".parse().unwrap());
         assert_eq!(answer.destination_mac, bed.at("198.51.100.2").mac("eth0").unwrap());
+        // Row 47: nor does what the router itself says of it leave elsewhere.
+        second.send(&Frame { ttl: 1, ..question }).unwrap();
+        let error = second.receive_error(DEADLINE).unwrap();
+        assert_eq!((error.kind, error.source.to_string().as_str()), ((11, 0), "198.51.100.1"));
+        assert_eq!(error.quoted_destination.to_string(), "198.51.100.1:8080");
 
         // The same stranger by the other uplink is another flow; its port at the target must differ
         // or it is refused, but answers never cross.

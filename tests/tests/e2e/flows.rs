@@ -353,3 +353,42 @@ for_each_datapath! {
         .unwrap();
     }
 }
+
+for_each_datapath! {
+    /// Row 29: many more strangers than the half-open table has room for, while somebody works.
+    fn a_flood_of_strangers_is_survived(bed = Testbed::builder().config("[tables]\nhalf-open = 500\n")) {
+        add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
+        let _tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
+        let _udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let mut stream = connect(&bed.client, W8080).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        for _ in 0..2 {
+            assert!(answers(&socket, W8080));
+        }
+        let established = || flows(bed).iter().filter(|flow| flow["state"] == "established").count();
+        assert_eq!(established(), 2);
+        // What the server answers to strangers leads nowhere, and is not to be resolved for each.
+        bed.client.ip("route replace blackhole 192.0.2.0/24").unwrap();
+        let wire = bed.wire("203.0.113.2").unwrap();
+        for number in 0..4000_u32 {
+            let stranger = format!("192.0.2.{}:{}", number % 250 + 1, 1024 + number);
+            let syn = TcpFields::new(TcpFields::SYN, number, 0);
+            wire.send(&Frame::tcp(&stranger, W8080, syn, b"")).unwrap();
+            wire.send(&Frame::udp(&stranger, W8080, b"flood")).unwrap();
+            if number % 1000 == 0 {
+                stream.write_all(b"at work").unwrap();
+                stream.read_exact(&mut [0; 7]).unwrap();
+                assert!(answers(&socket, W8080));
+            }
+        }
+        assert_eq!(established(), 2);
+        let over = Instant::now();
+        let mut fresh = connect(&bed.client, W8080).unwrap();
+        fresh.write_all(b"new").unwrap();
+        fresh.read_exact(&mut [0; 3]).unwrap();
+        assert!(over.elapsed() < Duration::from_secs(1), "{:?}", over.elapsed());
+        stream.write_all(b"at work").unwrap();
+        stream.read_exact(&mut [0; 7]).unwrap();
+    }
+}
