@@ -104,8 +104,8 @@ pub const SEQ_KNOWN: u8 = 4;
 pub const ACK_KNOWN: u8 = 8;
 /// `Flow::flags`, on both entries: the connection was opened before there was a flow.
 pub const PICKED_UP: u8 = 16;
-/// `Flow::flags`, on both entries: the learned hop is the route's too, and follows it when the route's
-/// neighbour gets another MAC.
+/// `Flow::flags`, on both entries: the learned hop is the neighbour that the route back led to when the
+/// flow was made, and is followed when that gets another MAC.
 pub const ROUTED_BACK: u8 = 32;
 
 /// Whether a TCP flow with these `Flow::ended` bits is over, so that a SYN may start it anew.
@@ -138,6 +138,10 @@ pub struct Flow<A> {
     pub epoch: u32,
     pub hop_generation: u32,
     pub hop: Hop,
+    /// Of the learned hop, with [`ROUTED_BACK`]: its address.
+    pub gateway: A,
+    /// Zero.
+    pub padding: u32,
     /// TCP, half-open, inward entry: the acknowledgement that proves that the client has seen the
     /// target's answer (RFC 9293: of a SYN-ACK its sequence number plus one), host byte order.
     pub expected_ack: u32,
@@ -170,6 +174,8 @@ impl Flow<Ipv4> {
         epoch: 0,
         hop_generation: 0,
         hop: Hop { macs: Macs::new([0; 6], [0; 6]), ifindex: 0, mtu: 0, from_xdp: 0 },
+        gateway: Ipv4::new([0; 4]),
+        padding: 0,
         expected_ack: 0,
         seq_end: 0,
         ack: 0,
@@ -212,4 +218,4 @@ impl<A: Address> Flow<A> {
 
 // No padding but the named.
 const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
-const _: () = assert!(size_of::<Flow<Ipv4>>() == 104);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 112);

@@ -16,6 +16,8 @@ pub struct Fragment {
     pub id: u16,
     /// Whether more of it follows behind this part.
     pub more: bool,
+    /// Of a later one: the first went through the host's stack, which has to have them all.
+    pub to_host: bool,
     /// Where in the packet's payload this part stands, in bytes.
     pub offset: u32,
 }
@@ -71,7 +73,9 @@ pub struct Train {
     pub dst_port: Port,
     /// How much of the payload the first one had, in bytes: a later one that reaches into that would
     /// put another header in the place of the one that was looked at (RFC 1858).
-    pub first_end: u32,
+    pub first_end: u16,
+    /// Whether the first one went through the host's stack: 0 or 1.
+    pub to_host: u16,
 }
 
 /// How long later fragments may take, as long as Linux waits for them (`ipfrag_time`).

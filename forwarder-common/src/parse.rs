@@ -108,7 +108,7 @@ impl Datagram<Ipv4> {
         header_len: 0,
         l4_header_len: 0,
         dont_fragment: false,
-        fragment: Fragment { id: 0, more: false, offset: 0 },
+        fragment: Fragment { id: 0, more: false, to_host: false, offset: 0 },
     };
 }
 
@@ -143,6 +143,7 @@ pub fn ipv4<P: Packet>(packet: &P, whole: bool) -> Result<Datagram<Ipv4>, Reason
     let fragment = Fragment {
         id: ((u32::from_be(second) >> 16) as u16).to_be(),
         more: flags_and_offset & ipv4::MF != 0,
+        to_host: false,
         offset: u32::from(flags_and_offset & ipv4::OFFSET) * 8,
     };
     if whole && !fragment.is_whole() {

@@ -88,7 +88,7 @@ where
                 let reason = Reason::BadIcmpChecksum;
                 return stop(W::HOOK, reason, Some(slot), packet.len(), core.counters);
             }
-            let (rewrite, reason, outcome) = translation(to, onward);
+            let (rewrite, reason, outcome) = translation(W::HOOK, to, onward);
             let written = if is_error {
                 rewrite::icmp_error(packet, datagram, quote, &rewrite)
             } else if is_later {
@@ -100,7 +100,7 @@ where
                 return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
             }
             if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
-                let _ = core.lead(datagram, side);
+                let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
             }
             let bytes = u64::from(datagram.ip_len);
             core.counters.count_reason(reason, bytes);
@@ -196,20 +196,22 @@ fn stop<C: Counters>(
 }
 
 #[inline(always)]
-fn translation(to: crate::flow::Tuple<Ipv4>, onward: Onward<Ipv4>) -> (Rewrite<Ipv4>, Reason, Outcome) {
+fn translation(
+    hook: Hook,
+    to: crate::flow::Tuple<Ipv4>,
+    onward: Onward<Ipv4>,
+) -> (Rewrite<Ipv4>, Reason, Outcome) {
     let (count_hop, macs, reason, outcome) = match onward {
         Onward::Hop(hop) => {
-            (true, Some(hop.macs), Reason::Forwarded, Outcome::Redirect { ifindex: hop.ifindex })
+            let leaves = hook == Hook::TcEgress;
+            let reason = if leaves { Reason::TranslatedAtEgress } else { Reason::Forwarded };
+            (!leaves, Some(hop.macs), reason, Outcome::Redirect { ifindex: hop.ifindex })
         }
         Onward::Neighbour { ifindex, next_hop } => {
             (true, None, Reason::Resolving, Outcome::RedirectNeighbour { ifindex, next_hop })
         }
         Onward::Host => (false, None, Reason::TranslatedForHost, Outcome::Continue),
         Onward::Egress => (false, None, Reason::TranslatedAtEgress, Outcome::Continue),
-        Onward::Detour(hop) => {
-            let outcome = Outcome::Redirect { ifindex: hop.ifindex };
-            (false, Some(hop.macs), Reason::TranslatedAtEgress, outcome)
-        }
     };
     (Rewrite { to, count_hop, macs }, reason, outcome)
 }

@@ -14,6 +14,7 @@ use forwarder_common::{
     },
     pipeline::Outcome,
     reason::Reason,
+    rule::HAIRPIN,
     tables::Route,
     wire::{tcp, udp},
 };
@@ -541,6 +542,21 @@ fn a_client_inside_of_a_cut_flow_begins_anew() {
     }
 }
 
+/// Row 19: the rule's word holds for those who use it already.
+#[test]
+fn a_rule_that_loses_its_hairpin_cuts_the_hosts_inside_and_nobody_else() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        let inside = from_inside(&rig, udp::NUMBER, OTHER_SERVER).bytes();
+        let outside = FrameSpec::inward(&rig.router, udp::NUMBER, (CLIENT, CLIENT_PORT), MAPPED.0).bytes();
+        rig.take(hook, Side::Internal, &inside);
+        rig.take(hook, Side::External, &outside);
+        rig.machine.rules.get_mut(&2).unwrap().flags &= !HAIRPIN;
+        assert_eq!(rig.take(hook, Side::Internal, &inside).reason, Some(Reason::NoMatch));
+        assert_eq!(rig.take(hook, Side::External, &outside).reason, Some(Reason::Forwarded));
+    }
+}
+
 /// What would have to go through the host's stack has the router's own address: the stack would not
 /// take it.
 #[test]
@@ -549,7 +565,17 @@ fn what_the_host_cannot_help_is_dropped_and_counted() {
     let spec = from_inside(&rig, udp::NUMBER, OTHER_SERVER);
     let ended = FrameSpec { ttl: 1, ..spec.clone() }.bytes();
     let long = FrameSpec { payload: vec![0; 1473], ..spec }.bytes();
-    for (frame, reason) in [(ended, Reason::TtlExpired), (long, Reason::TooBig)] {
+    let answer =
+        FrameSpec { src: (SERVER, MAPPED.1), dst: (W, 5000), ..from_inside(&rig, udp::NUMBER, SERVER) };
+    let answer_ended = FrameSpec { ttl: 1, ..answer.clone() }.bytes();
+    let answer_long = FrameSpec { payload: vec![0; 1473], dont_fragment: false, ..answer }.bytes();
+    rig.take(Hook::TcIngress, Side::Internal, &from_inside(&rig.clone(), udp::NUMBER, OTHER_SERVER).bytes());
+    for (frame, reason) in [
+        (ended, Reason::TtlExpired),
+        (long, Reason::TooBig),
+        (answer_ended, Reason::TtlExpired),
+        (answer_long, Reason::TooBig),
+    ] {
         let taken = rig.take(Hook::TcIngress, Side::Internal, &frame);
         assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(reason)));
     }

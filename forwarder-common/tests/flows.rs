@@ -271,6 +271,12 @@ fn segments_far_from_the_connection_do_not_move_its_window() {
         for _ in 0..3 {
             assert!(is_forwarded(&from_client(&mut rig, hook, ACK, far, SERVER_SEQ + far)));
         }
+        // Nor by a sweep through all numbers, of which one is near.
+        for sweep in 0..4096_u32 {
+            from_client(&mut rig, hook, ACK, sweep << 20, 3_000_000_000);
+            from_client(&mut rig, hook, 0, sweep << 20, 0);
+        }
+        from_client(&mut rig, hook, RST, 4095 << 20, 0);
         from_client(&mut rig, hook, RST, far, 0);
         from_server(&mut rig, hook, RST, SERVER_SEQ + far, 0);
         assert_eq!(ended(&rig), (0, 0));
@@ -330,6 +336,43 @@ fn a_picked_up_flow_whose_ends_do_not_fit_stays_half_open() {
     }
 }
 
+/// Row 24: whoever was first, the real client is believed in the end.
+#[test]
+fn a_first_segment_of_somebody_else_does_not_keep_the_client_out() {
+    for hook in INGRESS {
+        // Picked up by a guess; then the client itself.
+        let mut rig = Rig::new();
+        from_client(&mut rig, hook, ACK, 3_000_000_000, 3_000_000_000);
+        midway(&mut rig, hook);
+        from_server(&mut rig, hook, ACK, 700_000, 500_000);
+        midway(&mut rig, hook);
+        assert_eq!(entries(&rig), (2, 0));
+        // A SYN that nobody answered, then another one; the target refuses that.
+        let mut rig = Rig::new();
+        from_client(&mut rig, hook, SYN, 3_000_000_000, 0);
+        from_client(&mut rig, hook, SYN, 1000, 0);
+        from_server(&mut rig, hook, RST | ACK, 0, 1001);
+        assert_eq!(ended(&rig), (RESET, RESET));
+    }
+}
+
+/// Row 24; design, law 5: a FIN mends what a flood has taken, and is noted when it comes again.
+#[test]
+fn a_fin_on_a_flow_that_lost_its_outward_entry_makes_it_whole() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        rig.flows.capacity = 2;
+        from_client(&mut rig, hook, SYN, 1000, 0);
+        from_server(&mut rig, hook, SYN | ACK, SERVER_SEQ, 1001);
+        rig.flows.half_open.retain(|_, flow| flow.direction == INWARD);
+        for _ in 0..2 {
+            from_client(&mut rig, hook, FIN | ACK, 1001, SERVER_SEQ + 1);
+        }
+        assert_whole(&rig.machine, &rig.flows);
+        assert_eq!(ended(&rig), (FIN_INWARD, FIN_INWARD));
+    }
+}
+
 /// Row 24: only a segment of a connection that goes on can be one.
 #[test]
 fn what_opens_or_ends_something_else_is_not_picked_up() {
@@ -355,9 +398,23 @@ fn a_connection_that_was_cut_is_not_picked_up() {
             let taken = from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1);
             assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(Reason::Cut)));
         }
+        // Nor after what is no segment at all.
+        let broken = FrameSpec { flags: ACK, seq: 1001, ..rig.client(tcp::NUMBER) }.bytes();
+        rig.take(hook, Side::External, &[&broken[..46], &[0xf0], &broken[47..]].concat());
+        let taken = from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1);
+        assert_eq!(taken.reason, Some(Reason::Cut));
         let inward = rig.flows.established.values().find(|flow| flow.direction == INWARD).unwrap();
         assert_eq!(inward.last_seen, rig.machine.now, "the controller leaves it there");
         assert_eq!(target(&from_client(&mut rig, hook, SYN, 1, 0)), (SERVER, 80));
+        // Whoever may not use the rule does not keep it in the table.
+        let mut rig = Rig::new();
+        rig.establish(hook, tcp::NUMBER);
+        let rule = rig.machine.rules.get_mut(&0).unwrap();
+        (rule.tcp_epoch, rule.allow_list) = (8, 1);
+        let then = rig.machine.now;
+        rig.machine.now += 1_000_000_000;
+        assert_eq!(from_client(&mut rig, hook, ACK, 1001, SERVER_SEQ + 1).reason, Some(Reason::NotAllowed));
+        assert!(rig.flows.established.values().all(|flow| flow.last_seen == then));
         // Of a rule that is gone it is the host's to answer.
         let mut rig = Rig::new();
         rig.establish(hook, tcp::NUMBER);
@@ -1065,6 +1122,30 @@ fn a_udp_flow_that_two_cpus_establish_at_once_lies_in_one_table() {
     race(&rig, [proof.clone(), proof], |rig| {
         assert_eq!((entries(rig), sessions(rig)), ((2, 0), 1));
     });
+}
+
+/// Rows 21 and 27: a flow is promoted while another looks whether its source port is taken.
+#[test]
+fn a_promotion_hides_no_taken_port() {
+    let mut rig = Rig::new();
+    colliding(&mut rig, Hook::Xdp, 9000, SYN, 0);
+    collided_reply(&mut rig, Hook::Xdp, CLIENT_PORT);
+    let spec = |port| FrameSpec::inward(&rig.router, tcp::NUMBER, (CLIENT, CLIENT_PORT), port);
+    let proof = FrameSpec { flags: ACK, seq: 1001, ack: SERVER_SEQ + 1, ..spec(9000) }.bytes();
+    let syn = spec(9001).bytes();
+    for frames in [[syn.clone(), proof.clone()], [proof, syn]] {
+        race(&rig, frames.map(|frame| (Side::External, frame)), |rig| {
+            assert_whole(&rig.machine, &rig.flows);
+            let tables = [&rig.flows.established, &rig.flows.half_open];
+            let outward =
+                tables.iter().flat_map(|table| table.iter()).filter(|(_, flow)| flow.direction == OUTWARD);
+            let mut ports: Vec<u16> = outward.map(|(key, _)| key.tuple.dst_port.number()).collect();
+            ports.sort_unstable();
+            let all = ports.len();
+            ports.dedup();
+            assert_eq!((ports.len(), all), (2, 2), "one reply tuple, one flow");
+        });
+    }
 }
 
 /// Rows 21 and 27: whichever source port either CPU finds, both take one.

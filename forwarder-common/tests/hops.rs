@@ -434,6 +434,9 @@ fn replies_follow_the_routes_neighbour_where_the_request_came_from_it() {
             }
             assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], from, "nobody has said so yet");
             rig.machine.generation += 1;
+            // In TC the first one goes through the kernel, which checks that the neighbour answers.
+            let first = rig.take(hook, Side::Internal, &reply);
+            assert_eq!(first.reason == Some(Reason::Resolving), hook != Hook::Xdp && from == CLIENT_MAC);
             assert_eq!(rig.take(hook, Side::Internal, &reply).bytes[..6], expected);
         }
     }
@@ -466,4 +469,27 @@ fn what_the_host_sends_by_another_uplink_leaves_by_that_of_the_request() {
     rig.machine.interfaces.remove(&9);
     rig.machine.generation += 1;
     assert_eq!(rig.take(Hook::TcEgress, Side::External, &long.bytes()).outcome, Outcome::Continue);
+}
+
+/// Row 26: after the link was down the route's neighbour has to be found anew.
+#[test]
+fn replies_wait_for_no_lost_neighbour() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        let request = rig.client(udp::NUMBER).bytes();
+        rig.take(hook, Side::External, &request);
+        let reply = rig.server(udp::NUMBER).bytes();
+        let known = rig.machine.routes.clone();
+        rig.machine.routes.retain(|(network, ..)| *network != CLIENT);
+        rig.machine.generation += 1;
+        let expected = if hook == Hook::Xdp { Reason::LeftUnresolved } else { Reason::Resolving };
+        for _ in 0..2 {
+            assert_eq!(rig.take(hook, Side::Internal, &reply).reason, Some(expected));
+        }
+        rig.machine.routes = known;
+        rig.machine.generation += 1;
+        rig.take(hook, Side::Internal, &reply);
+        let taken = rig.take(hook, Side::Internal, &reply);
+        assert_eq!((taken.reason, &taken.bytes[..6]), (Some(Reason::Forwarded), &CLIENT_MAC[..]));
+    }
 }

@@ -451,6 +451,20 @@ fn later_fragments_come_in_time_and_open_nothing() {
     assert!(rig.flows.established.is_empty() && rig.flows.half_open.is_empty());
 }
 
+/// Row 8: the host has to have all fragments of what it is to put together.
+#[test]
+fn fragments_follow_the_first_one_through_the_host() {
+    let mut rig = Rig::new();
+    rig.establish(Hook::TcIngress, udp::NUMBER);
+    rig.machine.interfaces.get_mut(&rig.router.lan.0).unwrap().mtu = 1280;
+    rig.machine.generation += 1;
+    let spec = FrameSpec { payload: vec![7; 1900], dont_fragment: false, ..rig.client(udp::NUMBER) };
+    for fragment in fragmented(&spec.bytes(), 1480) {
+        let taken = rig.take(Hook::TcIngress, Side::External, &fragment);
+        assert_eq!(taken.reason, Some(Reason::TranslatedForHost));
+    }
+}
+
 /// Row 7: what the host has cut up on its way out is translated piece by piece.
 #[test]
 fn fragments_that_the_host_sends_are_translated_at_egress() {

@@ -1,7 +1,7 @@
 //! What is to become of an ICMP error.
 
 use super::{
-    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_fresh, is_impossible,
+    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_usable, is_impossible,
     is_live, no_match, stop,
 };
 use crate::{
@@ -36,7 +36,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         if W::HOOK == Hook::TcEgress {
             // By the uplink of the request, as its packets.
             way.onward = match way.hop {
-                Some(hop) if hop.ifindex != self.world.ifindex() => Onward::Detour(hop),
+                Some(hop) if hop.ifindex != self.world.ifindex() => Onward::Hop(hop),
                 _ => Onward::Egress,
             };
         } else if let Some(hop) = way.hop {
@@ -76,7 +76,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             quote.to = flow.to.reversed();
             let src = if flow.direction == INWARD { datagram.tuple.src } else { flow.to.src };
             error.to = Tuple { src, dst: flow.to.dst, src_port: Port::new(0), dst_port: Port::new(0) };
-            way.hop = hop_is_fresh(flow, self.world, self.now).then_some(flow.hop);
+            way.hop = hop_is_usable(flow, self.world, self.now).then_some(flow.hop);
             return Ok(());
         }
         Err(Reason::NoMatch)

@@ -7,6 +7,8 @@ mod error;
 mod train;
 mod window;
 
+use window::Standing;
+
 use crate::{
     address::{Address, Ipv4, Macs, Port},
     flow::{
@@ -19,6 +21,7 @@ use crate::{
     rule::{HAIRPIN, Rule},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
     tcp::{self, Segment},
+    wire,
 };
 
 /// A hop that is not learned is asked anew after this many ns, also when no controller says that
@@ -67,11 +70,9 @@ pub enum Onward<A> {
     Neighbour { ifindex: u32, next_hop: A },
     /// Through the host's stack (TC only).
     Host,
-    /// It is leaving already (TC egress).
+    /// It is leaving already (TC egress). Where it does so by another uplink than the request came by,
+    /// a hop stands for the right one.
     Egress,
-    /// It is leaving already, but by another uplink than the request came by: out of that one, to this
-    /// neighbour (TC egress).
-    Detour(Hop),
 }
 
 /// How the packet came in.
@@ -133,9 +134,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 if flow.direction == OUTWARD {
                     return stop(Reason::Cut, slot);
                 }
-                if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
-                    // As long as its client goes on, a connection that was cut is not picked up again.
-                    flow.last_seen = self.now;
+                if datagram.protocol == wire::tcp::NUMBER && !datagram.segment.is_syn() {
                     is_cut = true;
                     break;
                 }
@@ -153,7 +152,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             }
             let (direction, to) = (flow.direction, flow.to);
             let way = &mut self.scratch.way;
-            if let Err(reason) = continue_flow(flow, datagram, self.world, self.now, way) {
+            if let Err(reason) = continue_flow(flow, datagram, stage, self.world, self.now, way) {
                 return stop(reason, slot);
             }
             if stage == Stage::HalfOpen || datagram.segment.is_control() {
@@ -183,7 +182,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             if let Err(reason) = leave(flow, datagram, self.world, self.now, &mut self.scratch.way) {
                 return stop(reason, slot);
             }
-            touch(flow, datagram, self.now);
+            touch(flow, datagram, stage, self.now);
             if stage == Stage::HalfOpen || datagram.segment.is_control() {
                 self.advance(stage, &key, datagram, &Arrival::NOWHERE);
             }
@@ -209,6 +208,14 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     ) -> Decision<A> {
         if let Err(reason) = self.claim(datagram, arrival, is_cut) {
             let slot = self.scratch.inward.rule;
+            if reason == Reason::Cut {
+                // As long as its client goes on, a connection that was cut is not picked up again.
+                for stage in [Stage::Established, Stage::HalfOpen] {
+                    if let Some(flow) = self.flows.find(stage, key) {
+                        flow.last_seen = self.now;
+                    }
+                }
+            }
             return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
         let slot = self.scratch.inward.rule;
@@ -252,7 +259,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
-        (inward.direction, inward.flags) = (INWARD, 0);
+        (inward.direction, inward.flags, inward.gateway) = (INWARD, 0, A::default());
         inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
         if arrival.side == Side::Internal {
             inward.flags = FROM_INSIDE;
@@ -260,13 +267,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             // the client itself (RFC 4787 REQ-9).
             inward.to.src = datagram.tuple.dst;
         }
-        if is_cut {
-            return Err(Reason::Cut);
-        }
         if datagram.transport == Transport::Tcp && !datagram.segment.is_syn() {
             inward.flags |= PICKED_UP;
         }
-        may_open(datagram, rule, self.world)
+        may_open(datagram, rule, self.world)?;
+        if is_cut { Err(Reason::Cut) } else { Ok(()) }
     }
 
     /// Refuses a source that belongs elsewhere, by the route back to it. Notes whether that route
@@ -276,9 +281,10 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         let ifindex = self.world.ifindex();
         let side_of = |ifindex| self.world.interface(ifindex).map(|interface| interface.side);
         let back = match self.world.route(&back_to(datagram.tuple.src)) {
-            Route::Known { hop, .. } => {
+            Route::Known { hop, next_hop } => {
                 if hop.ifindex == ifindex && hop.macs.dst() == arrival.macs.src() {
                     self.scratch.inward.flags |= ROUTED_BACK;
+                    self.scratch.inward.gateway = next_hop;
                 }
                 Some(hop.ifindex)
             }
@@ -296,7 +302,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(never)]
     fn create(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
         self.compose(key, arrival);
-        touch(&mut self.scratch.inward, datagram, self.now);
+        touch(&mut self.scratch.inward, datagram, Stage::HalfOpen, self.now);
         for attempt in 0..SOURCE_PORTS_TRIED {
             match self.insert_both(key) {
                 Err(Reason::PortCollision) => {
@@ -356,6 +362,13 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             self.flows.remove(Stage::Established, &back);
         }
         self.insert_or_adopt(&back, OUTWARD)?;
+        // Between the two looks another CPU may have promoted the flow that has it.
+        if let Some(there) = self.flows.find(Stage::Established, &back)
+            && !there.has_same_owner(&self.scratch.outward)
+        {
+            self.flows.remove(Stage::HalfOpen, &back);
+            return Err(Reason::PortCollision);
+        }
         self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))?;
         if self.scratch.inward.other_key(key) != back {
             // The other CPU has chosen another source port.
@@ -390,8 +403,8 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Moves a flow on in its life, on both of its entries.
     #[inline(always)]
     fn advance(&mut self, stage: Stage, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) {
-        if datagram.segment.flags & (tcp::FIN | tcp::RST) != 0 && !self.end(stage, key, &datagram.segment) {
-            return;
+        if datagram.segment.flags & (tcp::FIN | tcp::RST) != 0 {
+            self.end(stage, key, &datagram.segment);
         }
         let Some(flow) = self.flows.find(stage, key) else { return };
         let other = flow.other_key(key);
@@ -414,23 +427,23 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         }
     }
 
-    /// Notes on both entries that a FIN or RST has come, if it fits. False: it is of somebody who
-    /// does not know the connection (RFC 5961).
+    /// Notes on both entries that a FIN or RST has come, unless it is of somebody who does not know
+    /// the connection (RFC 5961).
     #[inline(always)]
-    fn end(&mut self, stage: Stage, key: &FlowKey<A>, segment: &Segment) -> bool {
-        let Some(flow) = self.flows.find(stage, key) else { return false };
-        let (own, other_key) = (*flow, flow.other_key(key));
-        let ended = ends(segment, own.direction);
-        let Some(other) = self.flows.find(stage, &other_key) else { return false };
-        if !window::fits(&own, other, segment) {
-            return false;
+    fn end(&mut self, stage: Stage, key: &FlowKey<A>, segment: &Segment) {
+        let Some(flow) = self.flows.find(stage, key) else { return };
+        let (own, other_key) = (Standing::of(flow), flow.other_key(key));
+        let ended = ends(segment, flow.direction);
+        let Some(other) = self.flows.find(stage, &other_key) else { return };
+        if !window::fits(own, Standing::of(other), segment) {
+            return;
         }
         other.ended |= ended;
         if let Some(flow) = self.flows.find(stage, key) {
             flow.ended |= ended;
-            window::follow(flow, segment);
+            flow.last_seen = self.now;
+            window::follow(flow, segment, true);
         }
-        true
     }
 
     /// Brings the other entry of the half-open flow in the scratch up to date, and promotes the flow
@@ -487,7 +500,10 @@ fn no_match<A>() -> Decision<A> {
 /// Whether the flow's rule still carries it.
 #[inline(always)]
 fn is_live<A: Address, W: World<A>>(flow: &Flow<A>, protocol: u8, world: &W, now: u64) -> bool {
-    world.rule(flow.rule).is_some_and(|rule| rule.carries(protocol, flow.epoch, now))
+    world.rule(flow.rule).is_some_and(|rule| {
+        rule.carries(protocol, flow.epoch, now)
+            && (flow.flags & FROM_INSIDE == 0 || rule.flags & HAIRPIN != 0)
+    })
 }
 
 /// Whether it is a client's SYN on a connection that is over: it starts a new one (RFC 9293
@@ -498,11 +514,14 @@ fn reopens<A: Address>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
 }
 
 #[inline(always)]
-fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, now: u64) {
-    if datagram.transport == Transport::Tcp && datagram.segment.flags & (tcp::FIN | tcp::RST) == 0 {
-        window::follow(flow, &datagram.segment);
+fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, stage: Stage, now: u64) {
+    // What would end the connection counts only if it fits: see `Core::end`.
+    if datagram.segment.flags & (tcp::FIN | tcp::RST) == 0 {
+        if datagram.transport == Transport::Tcp {
+            window::follow(flow, &datagram.segment, stage == Stage::Established);
+        }
+        flow.last_seen = now;
     }
-    flow.last_seen = now;
     flow.packets += 1;
     flow.bytes += u64::from(datagram.ip_len);
 }
@@ -512,22 +531,18 @@ fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, now: u64) {
 fn continue_flow<A: Address, W: World<A>>(
     flow: &mut Flow<A>,
     datagram: &Datagram<A>,
+    stage: Stage,
     world: &W,
     now: u64,
     found: &mut Way<A>,
 ) -> Result<(), Reason> {
     let follows = flow.flags & (LEARNED_HOP | ROUTED_BACK) == LEARNED_HOP | ROUTED_BACK;
-    if follows
+    let found_gateway = follows
         && flow.hop_generation != world.generation()
-        && find_way(&flow.to, datagram, flow.egress_side(), world, found).is_ok()
-        && let Some(hop) = found.hop
-        && hop.ifindex == flow.hop.ifindex
-    {
-        flow.hop.macs = Macs::new(hop.macs.dst(), flow.hop.macs.src());
-    }
-    if hop_is_fresh(flow, world, now) {
+        && follow_gateway(flow, datagram, world, now, found)?;
+    if !found_gateway && hop_is_fresh(flow, world, now) {
         found.onward = Onward::Hop(flow.hop);
-    } else {
+    } else if !found_gateway {
         if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
             return Err(Reason::LeftToProbe);
         }
@@ -540,14 +555,47 @@ fn continue_flow<A: Address, W: World<A>>(
         }
     }
     fit(&mut found.onward, datagram, flow, world)?;
-    touch(flow, datagram, now);
+    touch(flow, datagram, stage, now);
     Ok(())
+}
+
+/// In a new generation, finds out where the gateway is now that the flow's requests came from and that
+/// the route back led to. Its packet goes through the kernel's neighbour code, which checks that it
+/// still answers: a neighbour that is only ever redirected to would be taken for alive for ever. False:
+/// the way is not found.
+#[inline(always)]
+fn follow_gateway<A: Address, W: World<A>>(
+    flow: &mut Flow<A>,
+    datagram: &Datagram<A>,
+    world: &W,
+    now: u64,
+    found: &mut Way<A>,
+) -> Result<bool, Reason> {
+    let to = Tuple { dst: flow.gateway, ..flow.to };
+    match find_way(&to, datagram, flow.egress_side(), world, found) {
+        Err(Reason::LeftUnresolved) => Err(Reason::LeftUnresolved),
+        Ok(()) if found.ifindex() == Some(flow.hop.ifindex) => {
+            // Not known: each packet asks again.
+            let Some(hop) = found.hop else { return Ok(true) };
+            if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
+                return Err(Reason::LeftToProbe);
+            }
+            flow.hop.macs = Macs::new(hop.macs.dst(), flow.hop.macs.src());
+            let there = renew(flow, world);
+            if W::HOOK == Hook::Xdp {
+                found.onward = Onward::Hop(flow.hop);
+            }
+            Ok(there)
+        }
+        // It is not to be had by that link any more: what was learned holds as long as the interface does.
+        _ => Ok(false),
+    }
 }
 
 /// How a packet of the host's leaves that belongs to a flow: by the uplink of the request.
 #[inline(always)]
 fn leave<A: Address, W: World<A>>(
-    flow: &mut Flow<A>,
+    flow: &Flow<A>,
     datagram: &Datagram<A>,
     world: &W,
     now: u64,
@@ -555,8 +603,8 @@ fn leave<A: Address, W: World<A>>(
 ) -> Result<(), Reason> {
     way.onward = Onward::Egress;
     let learned = flow.flags & LEARNED_HOP != 0;
-    if learned && flow.hop.ifindex != world.ifindex() && hop_is_fresh(flow, world, now) {
-        way.onward = Onward::Detour(flow.hop);
+    if learned && flow.hop.ifindex != world.ifindex() && hop_is_usable(flow, world, now) {
+        way.onward = Onward::Hop(flow.hop);
     }
     fit(&mut way.onward, datagram, flow, world)
 }
@@ -564,13 +612,15 @@ fn leave<A: Address, W: World<A>>(
 /// A learned hop holds as long as its interface does; another one for a second within a generation.
 #[inline(always)]
 fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W, now: u64) -> bool {
-    let generation = world.generation();
-    if flow.flags & LEARNED_HOP == 0 {
-        return flow.hop_generation == generation && now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME;
+    if flow.hop_generation != world.generation() {
+        return flow.flags & LEARNED_HOP != 0 && renew(flow, world);
     }
-    if flow.hop_generation == generation {
-        return true;
-    }
+    flow.flags & LEARNED_HOP != 0 || now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME
+}
+
+/// Takes a learned hop into the present generation, with what its interface is now. False: that is gone.
+#[inline(always)]
+fn renew<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W) -> bool {
     let Some(interface) = world.interface(flow.hop.ifindex) else { return false };
     if interface.side != flow.egress_side() as u8 {
         return false;
@@ -578,8 +628,19 @@ fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W, now: u64
     flow.hop.macs = Macs::new(flow.hop.macs.dst(), interface.mac);
     flow.hop.mtu = interface.mtu;
     flow.hop.from_xdp = (interface.flags & XDP_TARGET != 0) as u32;
-    flow.hop_generation = generation;
+    flow.hop_generation = world.generation();
     true
+}
+
+/// Whether a hop can be used by a packet that must change nothing of the flow: an ICMP error, one that
+/// the host sends.
+#[inline(always)]
+fn hop_is_usable<A: Address, W: World<A>>(flow: &Flow<A>, world: &W, now: u64) -> bool {
+    if flow.flags & LEARNED_HOP != 0 {
+        let interface = world.interface(flow.hop.ifindex);
+        return interface.is_some_and(|interface| interface.side == flow.egress_side() as u8);
+    }
+    flow.hop_generation == world.generation() && now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -587,6 +648,17 @@ struct Way<A> {
     onward: Onward<A>,
     /// What to remember; `None` while the neighbour is unknown.
     hop: Option<Hop>,
+}
+
+impl<A> Way<A> {
+    #[inline(always)]
+    fn ifindex(&self) -> Option<u32> {
+        match &self.onward {
+            Onward::Hop(hop) => Some(hop.ifindex),
+            Onward::Neighbour { ifindex, .. } => Some(*ifindex),
+            Onward::Host | Onward::Egress => None,
+        }
+    }
 }
 
 /// Asks the kernel for the way to where a packet is translated to.
@@ -648,23 +720,27 @@ fn fit<A: Address, W: World<A>>(
     flow: &Flow<A>,
     world: &W,
 ) -> Result<(), Reason> {
+    if datagram.fragment.to_host && flow.direction == INWARD {
+        *onward = Onward::Host;
+    }
     let mtu = match onward {
+        // The host has counted the hop, and kept to another uplink's MTU.
+        Onward::Hop(hop) if W::HOOK == Hook::TcEgress => {
+            let mtu = world.interface(hop.ifindex).map_or(hop.mtu, |interface| interface.mtu);
+            let fits = datagram.longest_packet(world.segment_size()) <= mtu;
+            return if fits { Ok(()) } else { Err(Reason::TooBig) };
+        }
         Onward::Hop(hop) => Some(hop.mtu),
         Onward::Neighbour { ifindex, .. } => world.interface(*ifindex).map(|interface| interface.mtu),
         Onward::Host | Onward::Egress => return Ok(()),
-        // The host has counted the hop, and kept to another uplink's MTU.
-        Onward::Detour(hop) if datagram.longest_packet(world.segment_size()) > hop.mtu => {
-            return Err(Reason::TooBig);
-        }
-        Onward::Detour(_) => return Ok(()),
     };
     if datagram.ttl <= 1 {
         return match (W::HOOK, datagram.transport, flow.direction) {
             (Hook::Xdp, ..) => Err(Reason::LeftToTc),
             // Nobody is told of an error that gets lost (RFC 1812 section 4.3.2.7).
             (_, Transport::IcmpError, _) => Err(Reason::TtlExpired),
-            // From its own address the host would not take it.
-            (_, _, INWARD) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TtlExpired),
+            // The host takes no packet from its own address, and one to it for its own.
+            _ if flow.flags & FROM_INSIDE != 0 => Err(Reason::TtlExpired),
             // The host counts the hop, and tells the client: translated back as it leaves.
             (_, _, INWARD) => {
                 *onward = Onward::Host;
@@ -683,7 +759,7 @@ fn fit<A: Address, W: World<A>>(
     }
     match (too_big, flow.direction, datagram.dont_fragment) {
         (false, ..) => Ok(()),
-        (true, INWARD, _) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TooBig),
+        (true, ..) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TooBig),
         // The stack fragments it, or tells the client: translated back as it leaves.
         (true, INWARD, _) => {
             *onward = Onward::Host;

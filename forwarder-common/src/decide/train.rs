@@ -17,10 +17,11 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     pub fn join(&mut self, datagram: &mut Datagram<A>, side: Side) -> Result<(), Reason> {
         match self.flows.train(&FragmentKey::new(datagram, side)) {
             Some(train) if self.now < train.expires => {
-                if datagram.fragment.offset < train.first_end {
+                if datagram.fragment.offset < u32::from(train.first_end) {
                     return Err(Reason::BadFragment);
                 }
                 (datagram.tuple.src_port, datagram.tuple.dst_port) = (train.src_port, train.dst_port);
+                datagram.fragment.to_host = train.to_host != 0;
                 Ok(())
             }
             _ => Err(Reason::Fragment),
@@ -29,12 +30,14 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
 
     /// Notes a first fragment that is translated, for the later ones.
     #[inline(never)]
-    pub fn lead(&mut self, datagram: &Datagram<A>, side: Side) -> Result<(), Reason> {
+    pub fn lead(&mut self, datagram: &Datagram<A>, side: Side, to_host: bool) -> Result<(), Reason> {
         let train = Train {
             expires: self.now.wrapping_add(TRAIN_LIFETIME),
             src_port: datagram.tuple.src_port,
             dst_port: datagram.tuple.dst_port,
-            first_end: datagram.l4_len(),
+            // An IP packet has at most 65535 bytes.
+            first_end: datagram.l4_len() as u16,
+            to_host: u16::from(to_host),
         };
         self.flows.remember(&FragmentKey::new(datagram, side), &train);
         Ok(())

@@ -283,7 +283,7 @@ for_each_datapath! {
 for_each_datapath! {
     /// Row 25: each state has its own idle time, and traffic starts it anew.
     fn idle_flows_end(
-        bed = Testbed::builder().config("[timeouts]\nudp-half-open = \"1s\"\nudp-established = \"3s\"\n")
+        bed = Testbed::builder().config("[timeouts]\nudp-half-open = \"2s\"\nudp-established = \"4s\"\n")
     ) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
         let ends = Ends::new(bed);
@@ -295,7 +295,7 @@ for_each_datapath! {
         assert_eq!(clients().len(), 2);
         wait_until("the half-open flow has ended", DEADLINE, || clients() == [STRANGER]).unwrap();
         let kept = Instant::now();
-        while kept.elapsed() < Duration::from_secs(4) {
+        while kept.elapsed() < Duration::from_secs(5) {
             // The server alone keeps it alive.
             ends.outward(&Frame::udp(TARGET, STRANGER, b"more"));
             thread::sleep(Duration::from_millis(100));

@@ -14,6 +14,7 @@ use aya::{
 use forwarder_common::{
     address::{Ipv4, Port},
     flow::{self, INWARD, OUTWARD},
+    rule::HAIRPIN,
     wire::tcp,
 };
 
@@ -172,15 +173,22 @@ impl FlowTables {
     }
 
     /// Like the flows of a rule that is gone: the outward entry stays, dead, for the target's late
-    /// packets.
+    /// packets; the inward one of a TCP connection as well, which would else be picked up again.
     fn cut_one(&mut self, stage: Stage, key: &Key, flow: &Flow) -> Result<()> {
-        let back = flow.other_key(key);
-        if let Ok(outward) = self.map(stage).get(&back, 0) {
-            let dead = Flow { epoch: NO_EPOCH, ..outward };
-            // It may be gone meanwhile, and then stays so.
-            let _ = self.map_mut(stage).insert(back, dead, BPF_EXIST);
+        self.kill(stage, &flow.other_key(key));
+        if key.protocol == tcp::NUMBER {
+            self.kill(stage, key);
+            return Ok(());
         }
         self.remove(stage, key)
+    }
+
+    fn kill(&mut self, stage: Stage, key: &Key) {
+        if let Ok(flow) = self.map(stage).get(key, 0) {
+            let dead = Flow { epoch: NO_EPOCH, ..flow };
+            // It may be gone meanwhile, and then stays so.
+            let _ = self.map_mut(stage).insert(key, dead, BPF_EXIST);
+        }
     }
 
     /// A round of collection, if one is due.
@@ -301,7 +309,10 @@ fn max_entries(map: &maps::Map) -> Result<u64> {
 }
 
 fn is_live(key: &Key, flow: &Flow, rules: &RuleTables, now: u64) -> bool {
-    rules.line(flow.rule).is_some_and(|line| line.carries(key.protocol, flow.epoch, now))
+    rules.line(flow.rule).is_some_and(|line| {
+        line.carries(key.protocol, flow.epoch, now)
+            && (flow.flags & flow::FROM_INSIDE == 0 || line.flags & HAIRPIN != 0)
+    })
 }
 
 fn record(stage: Stage, key: &Key, inward: &Flow, outward: Option<&Flow>, now: u64) -> FlowRecord {
