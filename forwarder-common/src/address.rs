@@ -7,8 +7,22 @@ use crate::checksum::Delta;
 
 /// IPv4 and IPv6 alike; the core is written over this, so that each family has tables of its own size.
 pub trait Address: Copy + Default + Eq + core::hash::Hash + core::fmt::Debug + 'static {
-    /// Whether no honest packet from elsewhere can have it as its source:
-    /// unspecified, loopback, multicast, reserved (RFC 1122 section 3.2.1.3, RFC 6890).
+    /// All zeroes.
+    const UNSPECIFIED: Self;
+
+    /// What fills up a flow entry to whole words of eight bytes.
+    type Padding: Copy + Eq + core::fmt::Debug;
+    const PADDING: Self::Padding;
+
+    /// As an IPv6 address: of an IPv4 one the mapped form (RFC 4291 section 2.5.5.2). Tables that are not
+    /// asked for every packet serve both families by it.
+    fn mapped(self) -> Ipv6;
+
+    /// What [`Address::mapped`] has made of an address of this family.
+    fn from_mapped(mapped: Ipv6) -> Option<Self>;
+
+    /// Whether no packet that a router forwards can have it as its source: unspecified, loopback,
+    /// multicast, reserved (RFC 1122 section 3.2.1.3, RFC 6890), link-local (RFC 4291 section 2.5.6).
     fn is_impossible_source(self) -> bool;
 
     /// What its replacement by `new` changes in a checksum that covers it.
@@ -16,6 +30,12 @@ pub trait Address: Copy + Default + Eq + core::hash::Hash + core::fmt::Debug + '
 
     /// Its share of a one's complement sum.
     fn sum(self) -> u32;
+
+    /// What the replacement of a pair of addresses changes in a checksum that covers both.
+    #[inline(always)]
+    fn pair_replaced_by(old: (&Self, &Self), new: (&Self, &Self)) -> Delta {
+        old.0.replaced_by(*new.0).and(old.1.replaced_by(*new.1))
+    }
 }
 
 /// An IPv4 address.
@@ -47,6 +67,22 @@ impl Ipv4 {
 }
 
 impl Address for Ipv4 {
+    const UNSPECIFIED: Self = Self(0);
+
+    type Padding = [u32; 1];
+    const PADDING: Self::Padding = [0];
+
+    #[inline(always)]
+    fn mapped(self) -> Ipv6 {
+        Ipv6([0, 0, MAPPED, self.0])
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: Ipv6) -> Option<Self> {
+        let [first, second, third, address] = mapped.0;
+        (first | second | third ^ MAPPED == 0).then_some(Self(address))
+    }
+
     #[inline(always)]
     fn is_impossible_source(self) -> bool {
         let first = self.bytes()[0];
@@ -61,6 +97,108 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn sum(self) -> u32 {
         (self.0 & 0xffff) + (self.0 >> 16)
+    }
+}
+
+/// An IPv6 address.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq)]
+pub struct Ipv6([u32; 4]);
+
+/// The third word of `::ffff:0:0/96`, as it lies in memory.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+// By words: derived, the comparison would be a call of `memcmp`, byte by byte in a BPF program.
+impl PartialEq for Ipv6 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+impl core::hash::Hash for Ipv6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Ipv6 {
+    #[inline(always)]
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    #[inline(always)]
+    pub fn bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (word, place) in self.0.iter().zip(bytes.chunks_exact_mut(4)) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// The words as the kernel's `__be32[4]`.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+}
+
+impl Address for Ipv6 {
+    const UNSPECIFIED: Self = Self([0; 4]);
+
+    type Padding = [u32; 0];
+    const PADDING: Self::Padding = [];
+
+    #[inline(always)]
+    fn mapped(self) -> Ipv6 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_mapped(mapped: Ipv6) -> Option<Self> {
+        Some(mapped)
+    }
+
+    #[inline(always)]
+    fn is_impossible_source(self) -> bool {
+        let [first, second, third, _] = self.0;
+        let first = u32::from_be(first);
+        let is_link_local = first & 0xffc0_0000 == 0xfe80_0000;
+        let is_multicast = first >> 24 == 0xff;
+        // Unspecified, loopback and the long deprecated compatible addresses; mapped ones stay inside hosts.
+        let is_embedded = first | second == 0 && (third == 0 || third == MAPPED);
+        is_link_local || is_multicast || is_embedded
+    }
+
+    #[inline(always)]
+    fn replaced_by(self, new: Self) -> Delta {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, new.0);
+        Delta::of_u32(a, e).and(Delta::of_u32(b, f)).and(Delta::of_u32(c, g)).and(Delta::of_u32(d, h))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        crate::checksum::sum(self.0)
+    }
+
+    /// (A function of its own: a BPF program would else keep the sixteen words on its stack until they are
+    /// written.)
+    #[inline(never)]
+    fn pair_replaced_by(old: (&Self, &Self), new: (&Self, &Self)) -> Delta {
+        old.0.replaced_by(*new.0).and(old.1.replaced_by(*new.1))
     }
 }
 
@@ -161,6 +299,31 @@ mod tests {
         }
         for possible in [[1, 0, 0, 1], [10, 0, 0, 1], [126, 0, 0, 1], [128, 0, 0, 1], [223, 255, 255, 255]] {
             assert!(!Ipv4::new(possible).is_impossible_source(), "{possible:?}");
+        }
+    }
+
+    fn ipv6(text: &str) -> Ipv6 {
+        Ipv6::new(text.parse::<std::net::Ipv6Addr>().unwrap().octets())
+    }
+
+    #[test]
+    fn ipv6_sources_that_no_forwarded_packet_has() {
+        for impossible in ["::", "::1", "::192.0.2.1", "::ffff:192.0.2.1", "fe80::1", "febf::1", "ff02::1"] {
+            assert!(ipv6(impossible).is_impossible_source(), "{impossible}");
+        }
+        for possible in ["2001:db8::1", "fd00::1", "fec0::1", "fe00::1", "::1:0:0:0:1", "64:ff9b::192.0.2.1"]
+        {
+            assert!(!ipv6(possible).is_impossible_source(), "{possible}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_is_mapped_and_found_again() {
+        let address = Ipv4::new([192, 0, 2, 1]);
+        assert_eq!(address.mapped(), ipv6("::ffff:192.0.2.1"));
+        assert_eq!(Ipv4::from_mapped(address.mapped()), Some(address));
+        for other in ["2001:db8::1", "::192.0.2.1", "1::ffff:192.0.2.1"] {
+            assert_eq!(Ipv4::from_mapped(ipv6(other)), None, "{other}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! may overflow, established ones in one that only their own end, their idle time or the operator
 //! empties (design, law 6).
 
-use crate::address::{Address, Ipv4, Macs, Port};
+use crate::address::{Address, Ipv4, Ipv6, Macs, Port};
 
 /// Addresses and ports of a packet, as they stand on the wire.
 #[repr(C)]
@@ -18,6 +18,9 @@ pub struct Tuple<A> {
 }
 
 impl<A: Address> Tuple<A> {
+    pub const NOTHING: Self =
+        Self { src: A::UNSPECIFIED, dst: A::UNSPECIFIED, src_port: Port::new(0), dst_port: Port::new(0) };
+
     #[inline(always)]
     pub fn reversed(self) -> Self {
         Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
@@ -43,8 +46,9 @@ impl Side {
     }
 }
 
-/// Key of the flow tables. All its bytes are compared: the padding is named, and zero.
-#[repr(C)]
+/// Key of the flow tables. All its bytes are compared: the padding is named, and zero. (Aligned, because
+/// the compiler copies two of its words at once, and the verifier wants that aligned on the stack.)
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
     pub tuple: Tuple<A>,
@@ -56,6 +60,8 @@ pub struct FlowKey<A> {
 }
 
 impl<A: Address> FlowKey<A> {
+    pub const NOTHING: Self = Self { tuple: Tuple::NOTHING, protocol: 0, side: 0, padding: [0; 2] };
+
     #[inline(always)]
     pub fn new(tuple: Tuple<A>, protocol: u8, side: Side) -> Self {
         Self { tuple, protocol, side: side as u8, padding: [0; 2] }
@@ -120,7 +126,7 @@ pub fn is_closing(ended: u8) -> bool {
 /// packet in them (the counters of the rule are per CPU and exact).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow<A> {
+pub struct Flow<A: Address> {
     /// Monotonic clock in ns, of the last packet in this direction.
     pub last_seen: u64,
     /// Monotonic clock in ns, when the hop was last asked of the kernel; see [`LEARNED_HOP`].
@@ -141,7 +147,7 @@ pub struct Flow<A> {
     /// Of the learned hop, with [`ROUTED_BACK`]: its address.
     pub gateway: A,
     /// Zero.
-    pub padding: u32,
+    pub padding: A::Padding,
     /// TCP, half-open, inward entry: the acknowledgement that proves that the client has seen the
     /// target's answer (RFC 9293: of a SYN-ACK its sequence number plus one), host byte order.
     pub expected_ack: u32,
@@ -157,25 +163,20 @@ pub struct Flow<A> {
     pub flags: u8,
 }
 
-impl Flow<Ipv4> {
+impl<A: Address> Flow<A> {
     pub const ZERO: Self = Self {
         last_seen: 0,
         hop_checked: 0,
         created: 0,
         packets: 0,
         bytes: 0,
-        to: Tuple {
-            src: Ipv4::new([0; 4]),
-            dst: Ipv4::new([0; 4]),
-            src_port: Port::new(0),
-            dst_port: Port::new(0),
-        },
+        to: Tuple::NOTHING,
         rule: 0,
         epoch: 0,
         hop_generation: 0,
         hop: Hop { macs: Macs::new([0; 6], [0; 6]), ifindex: 0, mtu: 0, from_xdp: 0 },
-        gateway: Ipv4::new([0; 4]),
-        padding: 0,
+        gateway: A::UNSPECIFIED,
+        padding: A::PADDING,
         expected_ack: 0,
         seq_end: 0,
         ack: 0,
@@ -184,9 +185,7 @@ impl Flow<Ipv4> {
         ended: 0,
         flags: 0,
     };
-}
 
-impl<A: Address> Flow<A> {
     /// Key of the same flow's entry for the other direction; `key` is this entry's own.
     #[inline(always)]
     pub fn other_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
@@ -217,5 +216,5 @@ impl<A: Address> Flow<A> {
 }
 
 // No padding but the named.
-const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
-const _: () = assert!(size_of::<Flow<Ipv4>>() == 112);
+const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16 && size_of::<FlowKey<Ipv6>>() == 40);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 112 && size_of::<Flow<Ipv6>>() == 144);

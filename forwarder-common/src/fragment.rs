@@ -1,10 +1,11 @@
-//! Fragments of IP packets (RFC 791 section 3.2): only the first one has ports.
+//! Fragments of IP packets (RFC 791 section 3.2, RFC 8200 section 4.5): only the first one has ports.
 //!
 //! What the first one was is remembered, so that later ones go its way. One that comes before the
 //! first is not known to be anything: a BPF program cannot hold a packet back.
 
 use crate::{
-    address::{Address, Ipv4, Port},
+    address::{Ipv4, Ipv6, Port},
+    family::Family,
     flow::Side,
     parse::Datagram,
 };
@@ -12,17 +13,21 @@ use crate::{
 /// Which part of a packet a frame holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fragment {
-    /// Of the packet, as it lies in memory.
-    pub id: u16,
+    /// Of the packet, as it lies in memory; of IPv4 the lower half.
+    pub id: u32,
     /// Whether more of it follows behind this part.
     pub more: bool,
     /// Of a later one: the first went through the host's stack, which has to have them all.
     pub to_host: bool,
     /// Where in the packet's payload this part stands, in bytes.
     pub offset: u32,
+    /// Length of the headers in front of this part, in bytes from the IP header's start.
+    pub headers: u32,
 }
 
 impl Fragment {
+    pub const NOTHING: Self = Self { id: 0, more: false, to_host: false, offset: 0, headers: 0 };
+
     #[inline(always)]
     pub fn is_whole(&self) -> bool {
         !self.more && self.offset == 0
@@ -34,21 +39,21 @@ impl Fragment {
     }
 }
 
-/// What the fragments of one packet have in common (RFC 791: addresses, protocol, identification),
-/// and the side that they come from. (Aligned, because the compiler writes two of its words at once,
+/// What the fragments of one packet have in common (addresses and identification, of IPv4 the protocol
+/// too), and the side that they come from. (Aligned, because the compiler writes two of its words at once,
 /// and the verifier wants that aligned on the stack.)
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FragmentKey<A> {
     src: A,
     dst: A,
-    id: u16,
+    id: u32,
     protocol: u8,
     side: u8,
-    padding: [u8; 4],
+    padding: [u8; 2],
 }
 
-impl<A: Address> FragmentKey<A> {
+impl<A: Family> FragmentKey<A> {
     #[inline(always)]
     pub fn new(datagram: &Datagram<A>, side: Side) -> Self {
         let (src, dst) = (datagram.tuple.src, datagram.tuple.dst);
@@ -56,9 +61,9 @@ impl<A: Address> FragmentKey<A> {
             src,
             dst,
             id: datagram.fragment.id,
-            protocol: datagram.protocol,
+            protocol: if A::FRAGMENTS_SHARE_PROTOCOL { datagram.protocol } else { 0 },
             side: side as u8,
-            padding: [0; 4],
+            padding: [0; 2],
         }
     }
 }
@@ -75,11 +80,14 @@ pub struct Train {
     /// put another header in the place of the one that was looked at (RFC 1858).
     pub first_end: u16,
     /// Whether the first one went through the host's stack: 0 or 1.
-    pub to_host: u16,
+    pub to_host: u8,
+    /// Its IP protocol number. (Later IPv6 fragments may name an extension header.)
+    pub protocol: u8,
 }
 
 /// How long later fragments may take, as long as Linux waits for them (`ipfrag_time`).
 pub const TRAIN_LIFETIME: u64 = 30_000_000_000;
 
 // No padding but the named.
-const _: () = assert!(size_of::<FragmentKey<Ipv4>>() == 16 && size_of::<Train>() == 16);
+const _: () = assert!(size_of::<FragmentKey<Ipv4>>() == 16 && size_of::<FragmentKey<Ipv6>>() == 40);
+const _: () = assert!(size_of::<Train>() == 16);

@@ -11,6 +11,7 @@
 pub mod address;
 pub mod checksum;
 pub mod decide;
+pub mod family;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;

@@ -45,7 +45,7 @@ macro_rules! plain {
     )*};
 }
 
-plain!(u16 u32);
+plain!(u8 u16 u32);
 
 /// A frame that starts with its Ethernet header.
 ///
@@ -71,28 +71,36 @@ pub trait Packet {
     /// Writes `value` at `offset`. Succeeds wherever a [`Packet::read`] of the same place has.
     fn write<T: Plain>(&mut self, offset: usize, value: T) -> Result<(), OutOfBounds>;
 
-    /// Adjusts the TCP or UDP checksum at `offset` for a change of the pseudo-header and of the
-    /// segment itself.
+    /// Adjusts a TCP or UDP checksum for a change of the pseudo-header and of the segment itself.
     ///
     /// The two are apart because a checksum that an offload has still to finish
     /// (`CHECKSUM_PARTIAL`) covers only the pseudo-header: an skb needs to be told which is which.
-    /// `udp`: a checksum of 0 means none and stays 0, and a computed 0 becomes 0xffff (RFC 768).
     #[inline(always)]
     fn adjust_l4_checksum(
         &mut self,
-        offset: usize,
+        checksum: L4Checksum,
         pseudo_header: Delta,
         segment: Delta,
-        udp: bool,
     ) -> Result<(), OutOfBounds> {
-        let old: u16 = self.read(offset)?;
-        if udp && old == 0 {
+        let old: u16 = self.read(checksum.offset)?;
+        if checksum.udp && old == 0 {
             return Ok(());
         }
         let mut new = pseudo_header.and(segment).apply(old);
-        if udp && new == 0 {
+        if checksum.udp && new == 0 {
             new = 0xffff;
         }
-        self.write(offset, new)
+        self.write(checksum.offset, new)
     }
+}
+
+/// Where a TCP or UDP checksum stands, and of which kind it is.
+#[derive(Clone, Copy, Debug)]
+pub struct L4Checksum {
+    /// From the frame's start.
+    pub offset: usize,
+    /// A checksum of 0 means none and stays 0, and a computed 0 becomes 0xffff (RFC 768).
+    pub udp: bool,
+    /// No checksum of the IP header makes up for a change of the addresses.
+    pub ipv6: bool,
 }

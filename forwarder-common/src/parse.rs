@@ -1,15 +1,15 @@
 //! From bytes to what the core decides on.
 
 use crate::{
-    address::{Address, Ipv4, Macs, Port},
+    address::{Macs, Port},
     checksum,
+    family::Family,
     flow::Tuple,
     fragment::Fragment,
-    icmp::is_error,
-    packet::{OutOfBounds, Packet},
+    packet::{L4Checksum, OutOfBounds, Packet},
     reason::Reason,
     tcp::{self as tcp_flags, Segment},
-    wire::{ethernet, icmp, ipv4, tcp, udp},
+    wire::{ethernet, tcp, udp},
 };
 
 /// The Ethernet header.
@@ -44,15 +44,18 @@ pub struct Datagram<A> {
     /// leave bytes undefined makes the compiler copy whatever a register holds, which the BPF
     /// verifier refuses if it is an address.)
     pub segment: Segment,
+    /// TTL, or hop limit.
     pub ttl: u8,
-    pub tos: u8,
-    /// As it lies in memory.
+    /// As the kernel's routing wants it: of IPv4 the type of service, of IPv6 traffic class and flow label
+    /// (a `__be32`).
+    pub class: u32,
+    /// Of IPv4, as it lies in memory.
     pub ip_checksum: u16,
     /// TCP's or UDP's, as it lies in memory; meaningless otherwise.
     pub l4_checksum: u16,
     /// Length of the IP packet in bytes; what the frame has behind it is padding.
     pub ip_len: u32,
-    /// Length of the IP header in bytes.
+    /// Length of the IP header in bytes, IPv6 extension headers included.
     pub header_len: u32,
     /// Length of the TCP or UDP header in bytes; meaningless otherwise.
     pub l4_header_len: u32,
@@ -60,19 +63,37 @@ pub struct Datagram<A> {
     pub fragment: Fragment,
 }
 
-impl<A> Datagram<A> {
+impl<A: Family> Datagram<A> {
+    pub const NOTHING: Self = Self {
+        tuple: Tuple::NOTHING,
+        protocol: 0,
+        transport: Transport::Malformed,
+        segment: Segment::NONE,
+        ttl: 0,
+        class: 0,
+        ip_checksum: 0,
+        l4_checksum: 0,
+        ip_len: 0,
+        header_len: 0,
+        l4_header_len: 0,
+        dont_fragment: false,
+        fragment: Fragment::NOTHING,
+    };
+
     /// Offset of the TCP or UDP header from the frame's start.
     #[inline(always)]
     pub fn l4(&self) -> usize {
         // The mask says again what the parser has made sure of: kept in memory in between, the
         // verifier would not know the bound any more.
-        ethernet::LEN + (self.header_len & 0x3c) as usize
+        ethernet::LEN + (self.header_len & A::HEADER_LEN_MASK) as usize
     }
 
-    /// Offset of the TCP or UDP checksum from the frame's start.
+    /// Where the TCP or UDP checksum stands.
     #[inline(always)]
-    pub fn l4_checksum_offset(&self) -> usize {
-        self.l4() + if self.protocol == tcp::NUMBER { tcp::CHECKSUM } else { udp::CHECKSUM }
+    pub fn l4_checksum_place(&self) -> L4Checksum {
+        let udp = self.protocol == udp::NUMBER;
+        let offset = self.l4() + if udp { udp::CHECKSUM } else { tcp::CHECKSUM };
+        L4Checksum { offset, udp, ipv6: A::ETHER_TYPE == ethernet::TYPE_IPV6 }
     }
 
     /// Length of the longest of the IP packets that go out for it: cut up into segments of this much
@@ -87,29 +108,15 @@ impl<A> Datagram<A> {
     pub fn l4_len(&self) -> u32 {
         self.ip_len.wrapping_sub(self.header_len)
     }
-}
 
-impl Datagram<Ipv4> {
-    pub const NOTHING: Self = Self {
-        tuple: Tuple {
-            src: Ipv4::new([0; 4]),
-            dst: Ipv4::new([0; 4]),
-            src_port: Port::new(0),
-            dst_port: Port::new(0),
-        },
-        protocol: 0,
-        transport: Transport::Malformed,
-        segment: Segment::NONE,
-        ttl: 0,
-        tos: 0,
-        ip_checksum: 0,
-        l4_checksum: 0,
-        ip_len: 0,
-        header_len: 0,
-        l4_header_len: 0,
-        dont_fragment: false,
-        fragment: Fragment { id: 0, more: false, to_host: false, offset: 0 },
-    };
+    /// The sum over the pseudo-header that checksums cover (RFC 793, RFC 8200 section 8.1), not folded.
+    #[inline(always)]
+    pub fn pseudo_header(&self) -> u32 {
+        self.tuple.src.sum()
+            + self.tuple.dst.sum()
+            + u32::from(u16::from(self.protocol).to_be())
+            + u32::from((self.l4_len() as u16).to_be())
+    }
 }
 
 /// Reads the Ethernet header.
@@ -118,104 +125,50 @@ pub fn ethernet<P: Packet>(packet: &P) -> Result<Ethernet, OutOfBounds> {
     Ok(Ethernet { macs: Macs::from_words(packet.read(0)?), ether_type: packet.read(ethernet::TYPE)? })
 }
 
-/// Reads an IPv4 packet behind the Ethernet header. The error is why the core has no say in it.
-/// `whole`: fragments are not wanted here.
+/// Reads what is behind an IP header of `header_len` bytes that a [`Family`] has read into `datagram`.
 #[inline(always)]
-pub fn ipv4<P: Packet>(packet: &P, whole: bool) -> Result<Datagram<Ipv4>, Reason> {
-    // RFC 791 section 3.1, five words in network byte order.
-    let words: [u32; ipv4::MIN_LEN / 4] = packet.read(ethernet::LEN).map_err(|_| Reason::ShortFrame)?;
-    let [first, second, third, src, dst] = words;
-    let [version_and_length, tos, ..] = first.to_ne_bytes();
-    let ip_len = u32::from_be(first) & 0xffff;
-    let flags_and_offset = u32::from_be(second) as u16;
-    let [ttl, protocol, ..] = third.to_ne_bytes();
-
-    let header_len = u32::from(version_and_length & 0x0f) * 4;
-    if version_and_length >> 4 != 4 || header_len < ipv4::MIN_LEN as u32 {
-        return Err(Reason::BadIpHeader);
-    }
-    if ip_len < header_len || ethernet::LEN + ip_len as usize > packet.len() {
-        return Err(Reason::BadIpLength);
-    }
-    if !checksum_is_right(packet, words, header_len as usize)? {
-        return Err(Reason::BadIpChecksum);
-    }
-    let fragment = Fragment {
-        id: ((u32::from_be(second) >> 16) as u16).to_be(),
-        more: flags_and_offset & ipv4::MF != 0,
-        to_host: false,
-        offset: u32::from(flags_and_offset & ipv4::OFFSET) * 8,
-    };
+pub fn payload<A: Family, P: Packet>(
+    packet: &P,
+    whole: bool,
+    header_len: u32,
+    datagram: &mut Datagram<A>,
+) -> Result<(), Reason> {
+    let Datagram { protocol, fragment, .. } = *datagram;
     if whole && !fragment.is_whole() {
         return Err(Reason::Fragment);
     }
-    if protocol != tcp::NUMBER && protocol != udp::NUMBER && protocol != icmp::NUMBER {
+    // Of a later IPv6 fragment it may be an extension header's.
+    let is_ours = protocol == tcp::NUMBER || protocol == udp::NUMBER;
+    let may_be_ours = is_ours || fragment.is_later() && !A::FRAGMENTS_SHARE_PROTOCOL;
+    if !may_be_ours && protocol != A::ICMP {
         return Err(Reason::OtherProtocol);
     }
     let l4 = ethernet::LEN + header_len as usize;
-    let l4_len = ip_len - header_len;
-    let (mut src_port, mut dst_port) = (0, 0);
-    if !fragment.is_later() {
-        if l4_len < 4 {
-            return Err(Reason::CutOff);
-        }
-        [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
-    }
-    let (transport, segment, l4_checksum, l4_header_len) = if protocol == icmp::NUMBER {
-        let [kind, _] = src_port.to_ne_bytes();
-        if !fragment.is_whole() || !is_error(kind) {
+    let l4_len = datagram.ip_len.wrapping_sub(header_len);
+    if fragment.is_later() {
+        if protocol == A::ICMP {
             return Err(Reason::OtherProtocol);
         }
-        (src_port, dst_port) = (0, 0);
-        (Transport::IcmpError, Segment::NONE, 0, 0)
-    } else if fragment.is_later() {
-        (Transport::LaterFragment, Segment::NONE, 0, 0)
-    } else {
-        transport(packet, protocol, l4, l4_len, fragment.more)
-    };
-    Ok(Datagram {
-        tuple: Tuple {
-            src: Ipv4::from_word(src),
-            dst: Ipv4::from_word(dst),
-            src_port: Port::from_word(src_port),
-            dst_port: Port::from_word(dst_port),
-        },
-        protocol,
-        transport,
-        segment,
-        ttl,
-        tos,
-        ip_checksum: (u32::from_be(third) as u16).to_be(),
-        l4_checksum,
-        ip_len,
-        header_len,
-        l4_header_len,
-        dont_fragment: flags_and_offset & ipv4::DF != 0,
-        fragment,
-    })
-}
-
-/// Most 4-byte words of options that an IPv4 header can have.
-const MAX_OPTION_WORDS: usize = 10;
-
-#[inline(always)]
-fn checksum_is_right<P: Packet>(
-    packet: &P,
-    words: [u32; ipv4::MIN_LEN / 4],
-    header_len: usize,
-) -> Result<bool, Reason> {
-    let mut sum = checksum::sum(words);
-    if header_len > ipv4::MIN_LEN {
-        for word in 0..MAX_OPTION_WORDS {
-            let at = ipv4::MIN_LEN + word * 4;
-            if at >= header_len {
-                break;
-            }
-            let option: u32 = packet.read(ethernet::LEN + at).map_err(|_| Reason::ShortFrame)?;
-            sum += checksum::sum([option]);
-        }
+        datagram.transport = Transport::LaterFragment;
+        return Ok(());
     }
-    Ok(checksum::fold(sum) == 0xffff)
+    if l4_len < 4 {
+        return Err(Reason::CutOff);
+    }
+    let [src_port, dst_port] = packet.read::<[u16; 2]>(l4).map_err(|_| Reason::CutOff)?;
+    if protocol == A::ICMP {
+        let [kind, _] = src_port.to_ne_bytes();
+        if !fragment.is_whole() || !A::is_error(kind) {
+            return Err(Reason::OtherProtocol);
+        }
+        datagram.transport = Transport::IcmpError;
+        return Ok(());
+    }
+    (datagram.tuple.src_port, datagram.tuple.dst_port) =
+        (Port::from_word(src_port), Port::from_word(dst_port));
+    (datagram.transport, datagram.segment, datagram.l4_checksum, datagram.l4_header_len) =
+        transport(packet, protocol, l4, l4_len, fragment.more);
+    Ok(())
 }
 
 /// What the transport header says, its checksum as it lies in memory, and its length. `more`: of a
@@ -271,10 +224,6 @@ fn udp_checksum<P: Packet>(packet: &P, l4: usize, l4_len: u32, more: bool) -> Op
 ///
 /// A finished checksum may look the same by chance, once in 65,536 packets.
 #[inline(always)]
-pub fn checksum_is_unfinished<A: Address>(datagram: &Datagram<A>) -> bool {
-    let sum = datagram.tuple.src.sum()
-        + datagram.tuple.dst.sum()
-        + u32::from(u16::from(datagram.protocol).to_be())
-        + u32::from((datagram.l4_len() as u16).to_be());
-    checksum::fold(sum) == datagram.l4_checksum
+pub fn checksum_is_unfinished<A: Family>(datagram: &Datagram<A>) -> bool {
+    checksum::fold(datagram.pseudo_header()) == datagram.l4_checksum
 }

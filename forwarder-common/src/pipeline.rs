@@ -1,16 +1,17 @@
 //! The way of a packet, from its bytes to its verdict.
 
 use crate::{
-    address::Ipv4,
-    decide::{Arrival, Core, Decision, Onward},
+    address::Ipv6,
+    decide::{Arrival, Core, Keys, Onward, Scratch},
+    family::Family,
     flow::Side,
     icmp::{self, Quote},
     layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
-    packet::Packet,
+    packet::{OutOfBounds, Packet},
     parse::{self, Datagram, Ethernet, Transport},
     reason::{Reason, Verdict},
     rewrite::{self, Rewrite},
-    tables::{Counters, Flows, World},
+    tables::{Counters, Flows, Surroundings, World},
     wire::ethernet,
 };
 
@@ -24,10 +25,11 @@ pub enum Outcome {
     Redirect {
         ifindex: u32,
     },
-    /// Rewritten: send it by this interface, the kernel resolving the neighbour.
+    /// Rewritten: send it by this interface, the kernel resolving the neighbour, which is of either
+    /// family ([`crate::address::Address::mapped`]).
     RedirectNeighbour {
         ifindex: u32,
-        next_hop: Ipv4,
+        next_hop: Ipv6,
     },
     /// Rewritten: let it go on its way through the host's stack.
     Continue,
@@ -37,31 +39,43 @@ pub enum Outcome {
 ///
 /// Zeroes are a value of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
-    datagram: Datagram<Ipv4>,
+pub struct Seen<A> {
+    datagram: Datagram<A>,
     arrival: Arrival,
     /// Of an ICMP error.
-    quote: Quote<Ipv4>,
+    quote: Quote<A>,
+    keys: Keys<A>,
 }
 
-impl Seen {
-    pub const NOTHING: Self =
-        Self { datagram: Datagram::NOTHING, arrival: Arrival::NOWHERE, quote: Quote::NOTHING };
+impl<A: Family> Seen<A> {
+    pub const NOTHING: Self = Self {
+        datagram: Datagram::NOTHING,
+        arrival: Arrival::NOWHERE,
+        quote: Quote::NOTHING,
+        keys: Keys::NOTHING,
+    };
+}
+
+/// Whether a frame is IPv6's to process; all others, also those that are neither's, are IPv4's.
+#[inline(always)]
+pub fn is_ipv6<P: Packet>(packet: &P) -> bool {
+    packet.read::<u16>(ethernet::TYPE) == Ok(ethernet::TYPE_IPV6)
 }
 
 /// Takes a frame through the core. `seen` is written before it is read.
 #[inline(always)]
-pub fn process<P, F, W, C>(packet: &mut P, seen: &mut Seen, mut core: Core<'_, Ipv4, F, W, C>) -> Outcome
+pub fn process<A, P, F, W, C>(packet: &mut P, seen: &mut Seen<A>, mut core: Core<'_, A, F, W, C>) -> Outcome
 where
+    A: Family,
     P: Packet,
-    F: Flows<Ipv4>,
-    W: World<Ipv4>,
+    F: Flows<A>,
+    W: World<A>,
     C: Counters,
 {
     if let Err(reason) = read(packet, core.world, seen) {
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
-    let Seen { datagram, arrival, quote } = seen;
+    let Seen { datagram, arrival, quote, keys } = seen;
     let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
     // XDP leaves both of these to TC.
     let is_later = W::HOOK != Hook::Xdp && datagram.transport == Transport::LaterFragment;
@@ -76,38 +90,32 @@ where
     if let Err(reason) = known {
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
-    let decision = match W::HOOK {
-        _ if is_error => core.error(datagram, quote, arrival),
-        Hook::TcEgress => core.egress(datagram),
-        _ => core.ingress(datagram, arrival),
+    let decided = match W::HOOK {
+        _ if is_error => core.error(datagram, quote, arrival, keys),
+        Hook::TcEgress => core.egress(datagram, keys),
+        _ => core.ingress(datagram, arrival, keys),
     };
-    match decision {
-        Decision::Stop { reason, slot } => stop(W::HOOK, reason, slot, packet.len(), core.counters),
-        Decision::Translate { to, onward, slot, direction } => {
-            if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
-                let reason = Reason::BadIcmpChecksum;
-                return stop(W::HOOK, reason, Some(slot), packet.len(), core.counters);
-            }
-            let (rewrite, reason, outcome) = translation(W::HOOK, to, onward);
-            let written = if is_error {
-                rewrite::icmp_error(packet, datagram, quote, &rewrite)
-            } else if is_later {
-                rewrite::later_fragment(packet, datagram, &rewrite)
-            } else {
-                rewrite::ipv4(packet, datagram, &rewrite)
-            };
-            if written.is_err() {
-                return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
-            }
-            if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
-                let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
-            }
-            let bytes = u64::from(datagram.ip_len);
-            core.counters.count_reason(reason, bytes);
-            core.counters.count_forwarded(slot, direction, bytes);
-            outcome
-        }
+    let (plan, onward) = core.scratch.decided();
+    let (slot, direction) = (plan.slot, plan.direction);
+    if let Err(reason) = decided {
+        let slot = (reason != Reason::NoMatch).then_some(slot);
+        return stop(W::HOOK, reason, slot, packet.len(), core.counters);
     }
+    if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
+        return stop(W::HOOK, Reason::BadIcmpChecksum, Some(slot), packet.len(), core.counters);
+    }
+    let (reason, outcome) = onward_to(W::HOOK, onward);
+    if write::<A, P, W>(packet, seen, core.scratch).is_err() {
+        return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
+    }
+    let datagram = &seen.datagram;
+    if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
+        let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
+    }
+    let bytes = u64::from(datagram.ip_len);
+    core.counters.count_reason(reason, bytes);
+    core.counters.count_forwarded(slot, direction, bytes);
+    outcome
 }
 
 /// Reads the headers, if the packet is one that this place can have a say in.
@@ -115,29 +123,30 @@ where
 /// A function of its own in the BPF program, so that what it needs on the stack is free again
 /// when the decision is made (and a scalar's: the BPF back end's reasons are at `Core::claim`).
 #[inline(never)]
-fn read<P, W>(packet: &P, world: &W, seen: &mut Seen) -> Result<(), Reason>
+fn read<A, P, W>(packet: &mut P, world: &W, seen: &mut Seen<A>) -> Result<(), Reason>
 where
+    A: Family,
     P: Packet,
-    W: World<Ipv4>,
+    W: Surroundings,
 {
     let interface = world.interface(world.ifindex()).ok_or(Reason::UnknownInterface)?;
     let header = parse::ethernet(packet).map_err(|_| Reason::ShortFrame)?;
     match header.ether_type {
-        ethernet::TYPE_IPV4 => {}
+        found if found == A::ETHER_TYPE => {}
         ethernet::TYPE_VLAN | ethernet::TYPE_QINQ => return Err(tagged(packet, header.ether_type, W::HOOK)),
-        _ => return Err(Reason::NotIpv4),
+        _ => return Err(Reason::NotIp),
     }
     // At egress it is the next hop's.
     if W::HOOK != Hook::TcEgress && header.macs.dst() != interface.mac {
         return Err(Reason::OtherStation);
     }
-    let datagram = parse::ipv4(packet, W::HOOK == Hook::Xdp)?;
-    if W::HOOK == Hook::Xdp && is_unfinished(&datagram, interface) {
+    A::parse(packet, W::HOOK == Hook::Xdp, &mut seen.datagram)?;
+    if W::HOOK == Hook::Xdp && is_unfinished(&seen.datagram, interface) {
         return Err(Reason::LeftUnfinishedChecksum);
     }
-    (seen.datagram, seen.arrival) = (datagram, arrival(&header, interface)?);
+    seen.arrival = arrival(&header, interface)?;
     // Too rare to be worth a place in XDP.
-    if W::HOOK == Hook::Xdp && datagram.transport == Transport::IcmpError {
+    if W::HOOK == Hook::Xdp && seen.datagram.transport == Transport::IcmpError {
         return Err(Reason::LeftToTc);
     }
     Ok(())
@@ -145,7 +154,7 @@ where
 
 /// An incremental update would ruin a checksum that an offload has still to finish.
 #[inline(always)]
-fn is_unfinished(datagram: &Datagram<Ipv4>, interface: &Interface) -> bool {
+fn is_unfinished<A: Family>(datagram: &Datagram<A>, interface: &Interface) -> bool {
     interface.flags & UNFINISHED_CHECKSUMS != 0
         && matches!(datagram.transport, Transport::Tcp | Transport::Udp)
         && parse::checksum_is_unfinished(datagram)
@@ -195,23 +204,48 @@ fn stop<C: Counters>(
     Outcome::Drop
 }
 
+/// What a translated packet is counted as, and where it goes.
 #[inline(always)]
-fn translation(
-    hook: Hook,
-    to: crate::flow::Tuple<Ipv4>,
-    onward: Onward<Ipv4>,
-) -> (Rewrite<Ipv4>, Reason, Outcome) {
-    let (count_hop, macs, reason, outcome) = match onward {
+fn onward_to(hook: Hook, onward: &Onward) -> (Reason, Outcome) {
+    match *onward {
         Onward::Hop(hop) => {
             let leaves = hook == Hook::TcEgress;
             let reason = if leaves { Reason::TranslatedAtEgress } else { Reason::Forwarded };
-            (!leaves, Some(hop.macs), reason, Outcome::Redirect { ifindex: hop.ifindex })
+            (reason, Outcome::Redirect { ifindex: hop.ifindex })
         }
         Onward::Neighbour { ifindex, next_hop } => {
-            (true, None, Reason::Resolving, Outcome::RedirectNeighbour { ifindex, next_hop })
+            (Reason::Resolving, Outcome::RedirectNeighbour { ifindex, next_hop })
         }
-        Onward::Host => (false, None, Reason::TranslatedForHost, Outcome::Continue),
-        Onward::Egress => (false, None, Reason::TranslatedAtEgress, Outcome::Continue),
+        Onward::Host => (Reason::TranslatedForHost, Outcome::Continue),
+        Onward::Egress => (Reason::TranslatedAtEgress, Outcome::Continue),
+    }
+}
+
+/// Puts what has been decided into the packet. (A function of its own: see [`Core`] about the stack.)
+#[inline(never)]
+fn write<A, P, W>(packet: &mut P, seen: &Seen<A>, scratch: &Scratch<A>) -> Result<(), OutOfBounds>
+where
+    A: Family,
+    P: Packet,
+    W: Surroundings,
+{
+    let (plan, onward) = scratch.decided();
+    let (count_hop, macs) = match onward {
+        // What leaves the host has had its hop counted there.
+        Onward::Hop(hop) => (W::HOOK != Hook::TcEgress, Some(hop.macs)),
+        Onward::Neighbour { .. } => (true, None),
+        Onward::Host | Onward::Egress => (false, None),
     };
-    (Rewrite { to, count_hop, macs }, reason, outcome)
+    let rewrite = Rewrite { to: &plan.to, count_hop, macs };
+    let Seen { datagram, quote, .. } = seen;
+    match datagram.transport {
+        // XDP leaves both of these to TC.
+        Transport::IcmpError if W::HOOK != Hook::Xdp => {
+            rewrite::icmp_error(packet, datagram, quote, &rewrite)
+        }
+        Transport::LaterFragment if W::HOOK != Hook::Xdp => {
+            rewrite::later_fragment(packet, datagram, &rewrite)
+        }
+        _ => rewrite::whole(packet, datagram, &rewrite),
+    }
 }

@@ -3,7 +3,7 @@
 use aya::Pod;
 
 use crate::{
-    address::Ipv4,
+    address::{Address, Ipv6},
     flow::{Flow, FlowKey},
     fragment::{FragmentKey, Train},
     layout::{Count, Interface, RuleCounters, Settings},
@@ -20,21 +20,21 @@ unsafe impl Pod for Interface {}
 unsafe impl Pod for Count {}
 // SAFETY: as above.
 unsafe impl Pod for RuleCounters {}
+// SAFETY: as above, for the two families that there are.
+unsafe impl<A: Address> Pod for FlowKey<A> {}
+// SAFETY: as above, for the two families that there are.
+unsafe impl<A: Address> Pod for Flow<A> {}
 // SAFETY: as above.
-unsafe impl Pod for FlowKey<Ipv4> {}
-// SAFETY: as above.
-unsafe impl Pod for Flow<Ipv4> {}
-// SAFETY: as above.
-unsafe impl Pod for PageKey<Ipv4> {}
+unsafe impl Pod for PageKey {}
 // SAFETY: as above.
 unsafe impl Pod for Page {}
 // SAFETY: as above.
-unsafe impl Pod for Rule<Ipv4> {}
+unsafe impl Pod for Rule {}
 // SAFETY: as above.
-unsafe impl Pod for AllowKey<Ipv4> {}
-// SAFETY: as above.
-unsafe impl Pod for FragmentKey<Ipv4> {}
+unsafe impl Pod for AllowKey {}
+// SAFETY: as above, for the two families that there are.
+unsafe impl<A: Address> Pod for FragmentKey<A> {}
 // SAFETY: as above.
 unsafe impl Pod for Train {}
 // SAFETY: as above.
-unsafe impl Pod for Ipv4 {}
+unsafe impl Pod for Ipv6 {}

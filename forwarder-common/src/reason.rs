@@ -56,7 +56,7 @@ reasons! {
     }
     Pass {
         NoMatch "no-match" "No rule and no flow is about it.",
-        NotIpv4 "not-ipv4" "Not an IPv4 packet.",
+        NotIp "not-ip" "Neither an IPv4 nor an IPv6 packet.",
         OtherProtocol "other-protocol" "Neither TCP nor UDP nor an ICMP error about these.",
         Vlan "vlan" "It carries another VLAN's tag.",
         OtherStation "other-station" "Its Ethernet destination is not this interface.",
@@ -65,6 +65,7 @@ reasons! {
         BadIpHeader "bad-ip-header" "The IP header's version or length is impossible.",
         BadIpLength "bad-ip-length" "The IP total length goes beyond the frame or ends inside the header.",
         BadIpChecksum "bad-ip-checksum" "The IP header's checksum is wrong.",
+        ExtensionHeaders "extension-headers" "More IPv6 extension headers than are looked through, or one that sends the packet elsewhere first.",
         CutOff "cut-off" "The TCP or UDP header is cut off before its ports.",
         UnknownInterface "unknown-interface" "It came in on an interface that the controller has not described.",
         LeftToTc "left-to-tc" "XDP cannot finish it here; TC does.",

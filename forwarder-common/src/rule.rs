@@ -1,6 +1,6 @@
 //! Rules as the packet path sees them.
 
-use crate::address::{Address, Ipv4, Port};
+use crate::address::{Ipv6, Port};
 
 /// Ports that one entry of the port map covers.
 pub const PAGE_PORTS: usize = 64;
@@ -10,8 +10,9 @@ pub const PAGE_PORTS: usize = 64;
 /// A range of 10,000 ports takes 157 entries, and a look-up costs the same as for a single port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PageKey<A> {
-    pub address: A,
+pub struct PageKey {
+    /// Of either family: [`crate::address::Address::mapped`].
+    pub address: Ipv6,
     /// Port divided by [`PAGE_PORTS`], host byte order.
     page: u16,
     /// IP protocol number.
@@ -19,10 +20,10 @@ pub struct PageKey<A> {
     padding: u8,
 }
 
-impl<A: Address> PageKey<A> {
+impl PageKey {
     /// `port` in host byte order.
     #[inline(always)]
-    pub fn new(address: A, protocol: u8, port: u16) -> Self {
+    pub fn new(address: Ipv6, protocol: u8, port: u16) -> Self {
         Self { address, page: port / PAGE_PORTS as u16, protocol, padding: 0 }
     }
 }
@@ -54,7 +55,7 @@ pub const HAIRPIN: u16 = 4;
 /// A rule's line, indexed by its slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule<A> {
+pub struct Rule {
     /// Monotonic clock in ns; `u64::MAX`: never.
     pub expires: u64,
     pub flags: u16,
@@ -65,13 +66,16 @@ pub struct Rule<A> {
     pub udp_epoch: u32,
     /// Which list in the allow table; 0: everyone may.
     pub allow_list: u32,
-    pub target: A,
+    /// Of either family: [`crate::address::Address::mapped`].
+    pub target: Ipv6,
     /// Host byte order: the target's first port, and the external port that it belongs to.
     pub target_port: u16,
     pub external_port: u16,
+    /// Zero.
+    pub padding: u32,
 }
 
-impl<A: Address> Rule<A> {
+impl Rule {
     /// Whether an external port is one of the rule's.
     #[inline(always)]
     pub fn has_port(&self, port: Port) -> bool {
@@ -111,16 +115,20 @@ impl<A: Address> Rule<A> {
 /// is a subtree of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AllowKey<A> {
+pub struct AllowKey {
     /// Big-endian: a trie compares bits from the left.
     pub list: [u8; 4],
-    pub source: A,
+    /// Of either family: [`crate::address::Address::mapped`].
+    pub source: Ipv6,
 }
+
+/// What an IPv4 network's prefix is longer by in its mapped form.
+pub const MAPPED_BITS: u32 = 96;
 
 /// Bits of [`AllowKey::list`], to be added to a network's prefix length.
 pub const ALLOW_LIST_BITS: u32 = 32;
 
 // No padding but the named.
-const _: () = assert!(size_of::<PageKey<Ipv4>>() == 8);
-const _: () = assert!(size_of::<Rule<Ipv4>>() == 32);
-const _: () = assert!(size_of::<AllowKey<Ipv4>>() == 8);
+const _: () = assert!(size_of::<PageKey>() == 20);
+const _: () = assert!(size_of::<Rule>() == 48);
+const _: () = assert!(size_of::<AllowKey>() == 20);

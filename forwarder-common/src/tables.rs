@@ -1,7 +1,8 @@
 //! What the packet core asks of its surroundings: tables it writes, and a world it only reads.
 
 use crate::{
-    address::Address,
+    address::{Address, Ipv6},
+    family::Family,
     flow::{Flow, FlowKey, Hop, Tuple},
     fragment::{FragmentKey, Train},
     layout::{Hook, Interface},
@@ -24,7 +25,7 @@ pub enum Refused {
 }
 
 /// The two flow tables.
-pub trait Flows<A: Address> {
+pub trait Flows<A: Family> {
     /// The entry itself, to be changed in place.
     fn find(&mut self, stage: Stage, key: &FlowKey<A>) -> Option<&mut Flow<A>>;
     /// Only if the key is free.
@@ -41,22 +42,24 @@ pub trait Flows<A: Address> {
 pub struct RouteQuery<A> {
     pub tuple: Tuple<A>,
     pub protocol: u8,
-    pub tos: u8,
+    /// See [`crate::parse::Datagram::class`].
+    pub class: u32,
 }
 
 /// What the kernel's routing says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route<A> {
+pub enum Route {
     /// The neighbour is known. `mtu` and `from_xdp` of the hop are not filled in.
-    Known { hop: Hop, next_hop: A },
-    /// The neighbour's address has still to be resolved.
-    Unresolved { ifindex: u32, next_hop: A },
+    Known { hop: Hop, next_hop: Ipv6 },
+    /// The neighbour's address has still to be resolved. `next_hop` is of either family
+    /// ([`Address::mapped`]): an IPv4 route may have an IPv6 gateway (RFC 8950).
+    Unresolved { ifindex: u32, next_hop: Ipv6 },
     /// No way: a drop's reason.
     None(Reason),
 }
 
-/// What a packet path can see and not change.
-pub trait World<A: Address> {
+/// What a packet path can see and not change, whatever the packet's family.
+pub trait Surroundings {
     /// Where this program runs.
     const HOOK: Hook;
 
@@ -69,17 +72,21 @@ pub trait World<A: Address> {
     /// Bytes of payload in each of the segments that the packet stands for; 0 where it is just one.
     fn segment_size(&self) -> u32;
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
+    fn rule(&self, slot: u32) -> Option<&Rule>;
+    /// True once a second for each rule, for one caller: its packet is to go through the kernel's
+    /// neighbour code, which finds out whether the neighbour still answers.
+    fn claim_probe(&self, slot: u32, now: u64) -> bool;
+}
+
+/// The same, asked by addresses.
+pub trait World<A: Address>: Surroundings {
     /// The rule that claims an external address, protocol and port (host byte order).
     fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32>;
-    fn rule(&self, slot: u32) -> Option<&Rule<A>>;
     /// Whether `source` is on the allow list.
     fn is_allowed(&self, list: u32, source: A) -> bool;
     /// Whether it is an address of the router itself.
     fn is_own(&self, address: A) -> bool;
-    fn route(&self, query: &RouteQuery<A>) -> Route<A>;
-    /// True once a second for each rule, for one caller: its packet is to go through the kernel's
-    /// neighbour code, which finds out whether the neighbour still answers.
-    fn claim_probe(&self, slot: u32, now: u64) -> bool;
+    fn route(&self, query: &RouteQuery<A>) -> Route;
 }
 
 /// Where the core counts.

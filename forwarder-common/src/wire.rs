@@ -4,7 +4,13 @@
 
 use core::mem::offset_of;
 
-use network_types::{eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+use network_types::{
+    eth::EthHdr,
+    icmp::Icmpv4Hdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
 
 pub mod ethernet {
     use super::*;
@@ -13,6 +19,7 @@ pub mod ethernet {
     pub const TYPE: usize = offset_of!(EthHdr, ether_type);
     /// EtherTypes as they lie in memory.
     pub const TYPE_IPV4: u16 = 0x0800_u16.to_be();
+    pub const TYPE_IPV6: u16 = 0x86dd_u16.to_be();
     pub const TYPE_VLAN: u16 = 0x8100_u16.to_be();
     pub const TYPE_QINQ: u16 = 0x88a8_u16.to_be();
 }
@@ -35,23 +42,45 @@ pub mod ipv4 {
     pub const OFFSET: u16 = 0x1fff;
 }
 
+pub mod ipv6 {
+    use super::*;
+
+    pub const LEN: usize = Ipv6Hdr::LEN;
+    /// With the extension headers that are looked through.
+    pub const MAX_LEN: usize = 248;
+    pub const HOP_LIMIT: usize = offset_of!(Ipv6Hdr, hop_limit);
+    pub const SRC: usize = offset_of!(Ipv6Hdr, src_addr);
+    pub const DST: usize = offset_of!(Ipv6Hdr, dst_addr);
+
+    /// Extension headers (RFC 8200 section 4) by their protocol numbers.
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+
+    /// "More fragments", in the fragment header's offset word.
+    pub const MF: u16 = 0x0001;
+    /// The offset in bytes, in the same word.
+    pub const OFFSET: u16 = 0xfff8;
+}
+
+/// ICMP of both families: the header has the same shape (RFC 792, RFC 4443).
 pub mod icmp {
     use super::*;
 
-    pub const NUMBER: u8 = 1;
     pub const LEN: usize = size_of::<Icmpv4Hdr>();
     pub const CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
 
+    /// Of IPv4.
+    pub const NUMBER: u8 = 1;
     pub const DESTINATION_UNREACHABLE: u8 = 3;
     pub const TIME_EXCEEDED: u8 = 11;
     pub const PARAMETER_PROBLEM: u8 = 12;
 
-    /// ICMP header, quoted IP header, ports.
-    pub const SHORTEST_QUOTE: usize = LEN + super::ipv4::MIN_LEN + 4;
-    /// How far into a frame the core reads: both IP headers with all their options, and a quoted
-    /// TCP header up to its checksum.
-    pub const FARTHEST: usize =
-        super::ethernet::LEN + super::ipv4::MAX_LEN + LEN + super::ipv4::MAX_LEN + super::tcp::CHECKSUM + 2;
+    /// Of IPv6.
+    pub const NUMBER_V6: u8 = 58;
+    /// Destination unreachable, packet too big, time exceeded, parameter problem.
+    pub const ERRORS_V6: core::ops::RangeInclusive<u8> = 1..=4;
 }
 
 pub mod tcp {

@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use forwarder_common::{
+    address::{Address as _, Ipv4},
     flow::Side,
     layout::Hook,
     model::scenario::{
@@ -147,7 +148,7 @@ fn what_no_rule_matches_passes() {
 #[test]
 fn what_is_not_ipv4_passes() {
     for ether_type in [[0x08, 0x06], [0x86, 0xdd], [0x88, 0xcc]] {
-        assert_left_alone(|frame| frame[12..14].copy_from_slice(&ether_type), |_| Reason::NotIpv4);
+        assert_left_alone(|frame| frame[12..14].copy_from_slice(&ether_type), |_| Reason::NotIp);
     }
 }
 
@@ -311,7 +312,7 @@ fn an_unresolved_neighbour_is_left_to_tc_which_has_the_kernel_resolve_it() {
 
         let sent = rig.take(Hook::TcIngress, Side::External, &frame);
         let Outcome::RedirectNeighbour { ifindex, next_hop } = sent.outcome else { panic!("{sent:?}") };
-        assert_eq!((ifindex, next_hop.bytes()), (rig.router.lan.0, SILENT_SERVER));
+        assert_eq!((ifindex, next_hop), (rig.router.lan.0, Ipv4::new(SILENT_SERVER).mapped()));
         assert_eq!(sent.reason, Some(Reason::Resolving));
         assert_eq!(sent.bytes[..12], frame[..12], "the kernel writes the MACs");
         assert_eq!(rig.flows.half_open.len(), 2);

@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use forwarder_common::{
-    address::{Ipv4, Port},
+    address::{Address as _, Ipv4, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
     fragment::{FragmentKey, Train},
@@ -450,7 +450,7 @@ fn a_syn_on_a_closing_flow_starts_a_half_open_one_to_the_rules_present_target() 
             }
             end(&mut rig, hook);
             let rule = rig.machine.rules.get_mut(&0).unwrap();
-            (rule.target, rule.target_port) = (Ipv4::new(OTHER_SERVER), 8000);
+            (rule.target, rule.target_port) = (Ipv4::new(OTHER_SERVER).mapped(), 8000);
 
             // Nothing else starts one, also not what the server sends.
             for flags in [ACK, SYN | FIN, SYN | ACK] {
@@ -582,7 +582,7 @@ fn late_packets_of_the_server_of_a_cut_flow_are_dropped_while_its_client_goes_on
                     rig.take(hook, Side::External, &client);
                 }
                 let rule = rig.machine.rules.get_mut(&u32::from(protocol == udp::NUMBER)).unwrap();
-                rule.target = Ipv4::new([10, 0, 0, 12]);
+                rule.target = Ipv4::new([10, 0, 0, 12]).mapped();
                 (rule.tcp_epoch, rule.udp_epoch) = (8, 8);
                 rule.flags = if deleted { 0 } else { rule.flags };
                 let lan = rig.machine.routes[0].2;
@@ -621,7 +621,7 @@ fn packets_of_the_client_of_a_cut_flow_go_to_no_server() {
 /// Moves rule 2, of both protocols, to another server.
 fn retarget(rig: &mut Rig, cut_tcp: bool) {
     let rule = rig.machine.rules.get_mut(&2).unwrap();
-    rule.target = Ipv4::new(OTHER_SERVER);
+    rule.target = Ipv4::new(OTHER_SERVER).mapped();
     rule.udp_epoch += 1;
     rule.tcp_epoch += u32::from(cut_tcp);
 }
@@ -1034,7 +1034,7 @@ impl Event {
                 rule.udp_epoch += u32::from(udp);
             }
             Self::Retarget { slot, target } => {
-                rig.machine.rules.get_mut(&slot).unwrap().target = Ipv4::new(target);
+                rig.machine.rules.get_mut(&slot).unwrap().target = Ipv4::new(target).mapped();
             }
             Self::Later(ns) => rig.machine.now += ns,
             Self::Generation => rig.machine.generation += 1,
@@ -1173,14 +1173,14 @@ fn a_tombstone_in_the_way_takes_no_live_flow_with_it() {
     // Cut and retargeted: the client's new connection goes to OTHER_SERVER and is established.
     let rule = rig.machine.rules.get_mut(&3).unwrap();
     rule.tcp_epoch += 1;
-    rule.target = Ipv4::new(OTHER_SERVER);
+    rule.target = Ipv4::new(OTHER_SERVER).mapped();
     colliding(&mut rig, hook, 9000, SYN, 0);
     let spec =
         FrameSpec { src: (OTHER_SERVER, 9999), flags: SYN | ACK, seq: SERVER_SEQ, ..rig.server(tcp::NUMBER) };
     rig.take(hook, Side::Internal, &spec.bytes());
     colliding(&mut rig, hook, 9000, ACK, SERVER_SEQ + 1);
     // Retargeted back, established TCP stays. The same client port to 9001.
-    rig.machine.rules.get_mut(&3).unwrap().target = Ipv4::new(SERVER);
+    rig.machine.rules.get_mut(&3).unwrap().target = Ipv4::new(SERVER).mapped();
     colliding(&mut rig, hook, 9001, SYN, 0);
     assert_whole(&rig.machine, &rig.flows);
     assert!(is_forwarded(&colliding(&mut rig, hook, 9000, ACK, SERVER_SEQ + 1)));

@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use forwarder_common::{
-    address::{Ipv4, Macs},
+    address::{Address as _, Ipv4, Ipv6, Macs},
     decide::HOP_LIFETIME,
     flow::{INWARD, OUTWARD, Side},
     layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
@@ -36,7 +36,7 @@ fn send(rig: &mut Rig, hook: Hook, protocol: u8, direction: u8) -> Taken {
 /// Gives the neighbour on the way to a host, or with `None` nobody yet.
 fn reroute(rig: &mut Rig, host: [u8; 4], side: Side, mac: Option<[u8; 6]>) {
     let (ifindex, own) = rig.router.interface(side);
-    let next_hop = Ipv4::default();
+    let next_hop = Ipv6::default();
     let route = match mac {
         Some(mac) => {
             let hop =
@@ -90,7 +90,7 @@ fn in_tc_a_stale_hop_goes_through_the_kernels_neighbour_code_once() {
         for _ in 0..3 {
             rig.machine.now += HOP_LIFETIME;
             let taken = send(&mut rig, Hook::TcIngress, protocol, INWARD);
-            let next_hop = Ipv4::new(server_of(protocol));
+            let next_hop = Ipv4::new(server_of(protocol)).mapped();
             assert_eq!(taken.outcome, Outcome::RedirectNeighbour { ifindex: lan.0, next_hop });
             assert_eq!(taken.reason, Some(Reason::Resolving));
             let taken = send(&mut rig, Hook::TcIngress, protocol, INWARD);
@@ -183,7 +183,7 @@ fn when_the_interface_of_a_learned_hop_is_gone_the_route_decides() {
             reroute(&mut rig, CLIENT, Side::External, Some(NEW_MAC));
             rig.machine.generation += 1;
             let first = send(&mut rig, hook, tcp::NUMBER, OUTWARD);
-            let next_hop = Ipv4::new(CLIENT);
+            let next_hop = Ipv4::new(CLIENT).mapped();
             let outcome = match hook {
                 Hook::Xdp => Outcome::Redirect { ifindex: 9 },
                 _ => Outcome::RedirectNeighbour { ifindex: 9, next_hop },

@@ -8,6 +8,7 @@ mod common;
 use common::*;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
 use forwarder_common::{
+    address::{Address as _, Ipv4},
     flow::Side,
     layout::Hook,
     model::scenario::{
@@ -149,7 +150,10 @@ impl Case {
                 let macs = match taken.outcome {
                     // In TC the first packet makes the kernel see to the neighbour.
                     Outcome::RedirectNeighbour { ifindex, next_hop } if self.hook == Hook::TcIngress => {
-                        assert_eq!((ifindex, next_hop.bytes(), self.opens), (lan.0, SERVER, true));
+                        assert_eq!(
+                            (ifindex, next_hop, self.opens),
+                            (lan.0, Ipv4::new(SERVER).mapped(), true)
+                        );
                         None
                     }
                     Outcome::Redirect { ifindex } if ifindex == lan.0 => Some((SERVER_MAC, lan.1)),

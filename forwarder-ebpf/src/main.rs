@@ -17,30 +17,23 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use forwarder_common::{
+    address::{Address as _, Ipv4, Ipv6},
     decide::Core,
     packet::Packet,
     pipeline::{self, Outcome},
-    tables::World,
+    tables::Surroundings as _,
 };
 
 use crate::{
     counters::PerCpuCounters,
     packet_tc::TcPacket,
     packet_xdp::XdpPacket,
-    tables::{AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Workspace},
+    tables::{AF_INET, AF_INET6, AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Tabled, Workspace},
 };
 
 #[xdp]
 pub fn forwarder_xdp(ctx: XdpContext) -> u32 {
-    let mut packet = XdpPacket::new(&ctx);
-    let world = Kernel::<AtXdp>::of_xdp(&ctx);
-    match process(&mut packet, &world) {
-        // The core leaves to TC what XDP cannot finish, so that the last two do not occur here.
-        Outcome::Pass | Outcome::Continue | Outcome::RedirectNeighbour { .. } => xdp_action::XDP_PASS,
-        Outcome::Drop => xdp_action::XDP_DROP,
-        // SAFETY: the helper takes plain numbers. On success it returns XDP_REDIRECT, else XDP_ABORTED.
-        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
-    }
+    if pipeline::is_ipv6(&XdpPacket::new(&ctx)) { at_xdp::<Ipv6>(&ctx) } else { at_xdp::<Ipv4>(&ctx) }
 }
 
 #[classifier]
@@ -49,12 +42,8 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
         counters::count_other_vlan(&ctx);
         return TC_ACT_UNSPEC;
     };
-    let Some(mut packet) = TcPacket::new(&ctx) else {
-        return TC_ACT_UNSPEC;
-    };
-    let world = Kernel::<AtTcIngress>::of_skb(&ctx);
-    let outcome = process(&mut packet, &world);
-    if tag.is_priority && !matches!(outcome, Outcome::Pass | Outcome::Drop) {
+    let verdict = at_tc::<AtTcIngress>(&ctx);
+    if tag.is_priority && !matches!(verdict, TC_ACT_UNSPEC | TC_ACT_SHOT) {
         // SAFETY: the context is this program's own; no packet pointer is used after the call.
         let popped = unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
         if popped != 0 {
@@ -62,21 +51,65 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
             return TC_ACT_SHOT;
         }
     }
-    verdict(outcome)
+    verdict
 }
 
 #[classifier]
 pub fn forwarder_egress(ctx: TcContext) -> i32 {
-    let Some(mut packet) = TcPacket::new(&ctx) else {
-        return TC_ACT_UNSPEC;
-    };
-    let world = Kernel::<AtTcEgress>::of_skb(&ctx);
-    verdict(process(&mut packet, &world))
+    at_tc::<AtTcEgress>(&ctx)
+}
+
+/// A function of its own for each family, as is [`at_tc_of`]: the two take up the stack one after the other.
+#[inline(never)]
+fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
+    let world = Kernel::<AtXdp>::of_xdp(ctx);
+    match process::<A, _, _>(&mut XdpPacket::new(ctx), &world) {
+        // The core leaves to TC what XDP cannot finish, so that the last two do not occur here.
+        Outcome::Pass | Outcome::Continue | Outcome::RedirectNeighbour { .. } => xdp_action::XDP_PASS,
+        Outcome::Drop => xdp_action::XDP_DROP,
+        // SAFETY: the helper takes plain numbers. On success it returns XDP_REDIRECT, else XDP_ABORTED.
+        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
+    }
 }
 
 #[inline(always)]
-fn process<P: Packet, H: Place>(packet: &mut P, world: &Kernel<H>) -> Outcome {
-    let Some(Workspace { seen, scratch }) = tables::workspace() else { return Outcome::Pass };
+fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
+    let Some(packet) = TcPacket::new(ctx) else {
+        return TC_ACT_UNSPEC;
+    };
+    if pipeline::is_ipv6(&packet) { at_tc_of::<Ipv6, H>(ctx) } else { at_tc_of::<Ipv4, H>(ctx) }
+}
+
+/// `TC_ACT_UNSPEC` lets the next program or filter of the hook have its say.
+#[inline(never)]
+fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
+    let world = Kernel::<H>::of_skb(ctx);
+    match process::<A, _, _>(&mut TcPacket::again(ctx), &world) {
+        Outcome::Pass => TC_ACT_UNSPEC,
+        Outcome::Drop => TC_ACT_SHOT,
+        Outcome::Continue => TC_ACT_OK,
+        // SAFETY: the helper takes plain numbers.
+        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
+    }
+}
+
+/// (A function of its own, for its stack.)
+#[inline(never)]
+fn redirect_to(ifindex: u32, next_hop: Ipv6) -> i32 {
+    let (nh_family, words) = match Ipv4::from_mapped(next_hop) {
+        Some(next_hop) => (AF_INET, [next_hop.word(), 0, 0, 0]),
+        None => (AF_INET6, next_hop.words()),
+    };
+    let mut next_hop =
+        bpf_redir_neigh { nh_family, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words } };
+    // SAFETY: the parameter block is initialised in full and of the size given.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+#[inline(always)]
+fn process<A: Tabled, P: Packet, H: Place>(packet: &mut P, world: &Kernel<H>) -> Outcome {
+    let Some(Workspace { seen, scratch }) = A::workspace() else { return Outcome::Pass };
     let core = Core {
         flows: &mut FlowMaps,
         world,
@@ -85,27 +118,6 @@ fn process<P: Packet, H: Place>(packet: &mut P, world: &Kernel<H>) -> Outcome {
         now: world.now(),
     };
     pipeline::process(packet, seen, core)
-}
-
-/// `TC_ACT_UNSPEC` lets the next program or filter of the hook have its say.
-fn verdict(outcome: Outcome) -> i32 {
-    match outcome {
-        Outcome::Pass => TC_ACT_UNSPEC,
-        Outcome::Drop => TC_ACT_SHOT,
-        Outcome::Continue => TC_ACT_OK,
-        // SAFETY: the helper takes plain numbers.
-        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
-        Outcome::RedirectNeighbour { ifindex, next_hop } => {
-            let mut next_hop = bpf_redir_neigh {
-                nh_family: tables::AF_INET,
-                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next_hop.word(), 0, 0, 0] },
-            };
-            // SAFETY: the parameter block is initialised in full and of the size given.
-            unsafe {
-                bpf_redirect_neigh(ifindex, &raw mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
-            }
-        }
-    }
 }
 
 #[cfg(not(test))]

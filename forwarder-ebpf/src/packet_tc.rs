@@ -4,18 +4,19 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data},
+    helpers::{bpf_csum_diff, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data},
     programs::TcContext,
 };
 use forwarder_common::{
     checksum::{self, Delta},
-    packet::{OutOfBounds, Packet, Plain},
+    packet::{L4Checksum, OutOfBounds, Packet, Plain},
     wire::{ethernet, ipv4, tcp},
 };
 
 use crate::tables::{self, CHUNK_LEN, Chunk};
 
-/// Longest headers that the core reads: Ethernet, IPv4 with all its options, TCP without.
+/// Longest headers that the core reads without asking for more: Ethernet, IPv4 with all its options (IPv6
+/// has less without extension headers), TCP without.
 const HEADERS: usize = ethernet::LEN + ipv4::MAX_LEN + tcp::MIN_LEN;
 
 /// Longest range that is summed: ICMP errors have 576 bytes (RFC 1812 section 4.3.2.3).
@@ -32,6 +33,12 @@ impl<'a> TcPacket<'a> {
         let mut packet = Self { ctx };
         packet.reach(HEADERS).ok()?;
         Some(packet)
+    }
+
+    /// A packet that was made before, whose headers are reachable.
+    #[inline(always)]
+    pub fn again(ctx: &'a TcContext) -> Self {
+        Self { ctx }
     }
 
     #[inline(always)]
@@ -139,14 +146,36 @@ impl Packet for TcPacket<'_> {
     #[inline(always)]
     fn adjust_l4_checksum(
         &mut self,
-        offset: usize,
+        checksum: L4Checksum,
         pseudo_header: Delta,
         segment: Delta,
-        udp: bool,
     ) -> Result<(), OutOfBounds> {
-        let zero_means_none = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        self.replace_checksum(offset, pseudo_header, u64::from(BPF_F_PSEUDO_HDR) | zero_means_none)?;
-        self.replace_checksum(offset, segment, zero_means_none)
+        let zero_means_none = if checksum.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let of_addresses = u64::from(BPF_F_PSEUDO_HDR) | zero_means_none;
+        if checksum.ipv6 {
+            self.replace_ipv6_addresses(checksum.offset, pseudo_header, of_addresses)?;
+        } else {
+            self.replace_checksum(checksum.offset, pseudo_header, of_addresses)?;
+        }
+        self.replace_checksum(checksum.offset, segment, zero_means_none)
+    }
+}
+
+/// `BPF_F_IPV6`: the change of the addresses leaves the sum over the whole packet as it was, since no
+/// checksum of the IP header makes up for it (Linux 6.16, and the stable kernels that took it over).
+const BPF_F_IPV6: u64 = 1 << 7;
+
+impl TcPacket<'_> {
+    #[inline(always)]
+    fn replace_ipv6_addresses(&self, offset: usize, delta: Delta, flags: u64) -> Result<(), OutOfBounds> {
+        if self.replace_checksum(offset, delta, flags | BPF_F_IPV6).is_ok() {
+            return Ok(());
+        }
+        // An older kernel refuses the flag, and takes the change out of `skb->csum`: it is put back.
+        self.replace_checksum(offset, delta, flags)?;
+        // SAFETY: the context is this program's own. Without a sum to update the helper does nothing.
+        unsafe { bpf_csum_update(self.ctx.skb.skb, delta.to_kernel()) };
+        Ok(())
     }
 }
 

@@ -17,18 +17,20 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use forwarder_common::{
-    address::{Ipv4, Macs},
+    address::{Address as _, Ipv4, Ipv6, Macs},
     decide::Scratch,
+    family::Family,
     flow::{Flow, FlowKey, Hop},
     fragment::{FragmentKey, Train},
     layout::{Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
-    rule::{ALLOW_LIST_BITS, AllowKey, Page, PageKey, Rule},
-    tables::{Flows, Refused, Route, RouteQuery, Stage, World},
+    rule::{AllowKey, Page, PageKey, Rule},
+    tables::{Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
 };
 
 pub const AF_INET: u32 = 2;
+pub const AF_INET6: u32 = 10;
 
 const EEXIST: i32 = -17;
 
@@ -39,40 +41,124 @@ static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(256, 0);
 #[map]
-static PORTS: HashMap<PageKey<Ipv4>, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
-/// Addresses of the router itself: nobody else's source.
+static PORTS: HashMap<PageKey, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+/// Addresses of the router itself, of either family: nobody else's source.
 #[map]
-static OWN: HashMap<Ipv4, u8> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+static OWN: HashMap<Ipv6, u8> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
 #[map]
-static RULES: Array<Rule<Ipv4>> = Array::pinned(1, 0);
+static RULES: Array<Rule> = Array::pinned(1, 0);
 #[map]
-static ALLOW: LpmTrie<AllowKey<Ipv4>, u8> = LpmTrie::pinned(1, 0);
+static ALLOW: LpmTrie<AllowKey, u8> = LpmTrie::pinned(1, 0);
 #[map]
 static FLOWS: HashMap<FlowKey<Ipv4>, Flow<Ipv4>> = HashMap::pinned(1, 0);
 #[map]
+static FLOWS_IPV6: HashMap<FlowKey<Ipv6>, Flow<Ipv6>> = HashMap::pinned(1, 0);
+#[map]
 static HALF_OPEN: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>> = LruHashMap::pinned(1, 0);
+#[map]
+static HALF_OPEN_IPV6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>> = LruHashMap::pinned(1, 0);
 /// Fragmented packets whose later parts may be on their way; a flood of others evicts them.
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey<Ipv4>, Train> = LruHashMap::pinned(16_384, 0);
+#[map]
+static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6>, Train> = LruHashMap::pinned(4096, 0);
 /// For each rule, when a packet of it last went to find out whether its neighbour still answers.
 #[map]
 static PROBES: Array<u64> = Array::pinned(1, 0);
 
 /// What one packet needs and the 512 bytes of stack do not hold.
-pub struct Workspace {
-    pub seen: Seen,
-    pub scratch: Scratch<Ipv4>,
+pub struct Workspace<A: Family> {
+    pub seen: Seen<A>,
+    pub scratch: Scratch<A>,
 }
 
 #[map]
-static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+static WORKSPACE: PerCpuArray<Workspace<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static WORKSPACE_IPV6: PerCpuArray<Workspace<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's workspace; always there.
-#[inline(always)]
-pub fn workspace() -> Option<&'static mut Workspace> {
-    // SAFETY: this CPU's own element, and the hooks' programs do not interrupt each other on one
-    // CPU: they run with bottom halves off. Zeroes, which it starts as, are a value of the type.
-    WORKSPACE.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
+/// A family with its tables, and its words in the kernel's structures.
+pub trait Tabled: Family {
+    /// The address family's number.
+    const AF: u32;
+
+    fn established() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
+    fn half_open() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train>;
+    fn workspaces() -> &'static PerCpuArray<Workspace<Self>>;
+
+    /// Puts the query's addresses and class into the parameters of a look-up.
+    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup);
+
+    /// This CPU's workspace; always there.
+    #[inline(always)]
+    fn workspace() -> Option<&'static mut Workspace<Self>> {
+        // SAFETY: this CPU's own element, and the hooks' programs do not interrupt each other on one
+        // CPU: they run with bottom halves off. Zeroes, which it starts as, are a value of the type.
+        Self::workspaces().get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
+    }
+}
+
+impl Tabled for Ipv4 {
+    const AF: u32 = AF_INET;
+
+    #[inline(always)]
+    fn established() -> &'static HashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS
+    }
+
+    #[inline(always)]
+    fn half_open() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &HALF_OPEN
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train> {
+        &FRAGMENTS
+    }
+
+    #[inline(always)]
+    fn workspaces() -> &'static PerCpuArray<Workspace<Self>> {
+        &WORKSPACE
+    }
+
+    #[inline(always)]
+    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup) {
+        params.__bindgen_anon_2.tos = query.class as u8;
+        params.__bindgen_anon_3.ipv4_src = query.tuple.src.word();
+        params.__bindgen_anon_4.ipv4_dst = query.tuple.dst.word();
+    }
+}
+
+impl Tabled for Ipv6 {
+    const AF: u32 = AF_INET6;
+
+    #[inline(always)]
+    fn established() -> &'static HashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS_IPV6
+    }
+
+    #[inline(always)]
+    fn half_open() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &HALF_OPEN_IPV6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train> {
+        &FRAGMENTS_IPV6
+    }
+
+    #[inline(always)]
+    fn workspaces() -> &'static PerCpuArray<Workspace<Self>> {
+        &WORKSPACE_IPV6
+    }
+
+    #[inline(always)]
+    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup) {
+        params.__bindgen_anon_2.flowinfo = query.class;
+        params.__bindgen_anon_3.ipv6_src = query.tuple.src.words();
+        params.__bindgen_anon_4.ipv6_dst = query.tuple.dst.words();
+    }
 }
 
 /// Bytes of a packet that are summed at once: the most that `bpf_csum_diff` takes.
@@ -87,7 +173,7 @@ static CHUNK: PerCpuArray<Chunk> = PerCpuArray::with_max_entries(1, 0);
 /// This CPU's chunk; always there.
 #[inline(always)]
 pub fn chunk() -> Option<&'static mut Chunk> {
-    // SAFETY: as in `workspace`.
+    // SAFETY: as in `Tabled::workspace`.
     CHUNK.get_ptr_mut(0).map(|chunk| unsafe { &mut *chunk })
 }
 
@@ -119,12 +205,12 @@ impl Place for AtTcEgress {
 /// The flow tables as BPF hash maps.
 pub struct FlowMaps;
 
-impl Flows<Ipv4> for FlowMaps {
+impl<A: Tabled> Flows<A> for FlowMaps {
     #[inline(always)]
-    fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
+    fn find(&mut self, stage: Stage, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
         let flow = match stage {
-            Stage::Established => FLOWS.get_ptr_mut(key),
-            Stage::HalfOpen => HALF_OPEN.get_ptr_mut(key),
+            Stage::Established => A::established().get_ptr_mut(key),
+            Stage::HalfOpen => A::half_open().get_ptr_mut(key),
         }?;
         // SAFETY: the kernel keeps the element's memory for as long as the program runs. Another
         // CPU may write its counters and hop at the same moment, or the element may be freed and
@@ -134,34 +220,34 @@ impl Flows<Ipv4> for FlowMaps {
     }
 
     #[inline(always)]
-    fn insert_new(&mut self, stage: Stage, key: &FlowKey<Ipv4>, flow: &Flow<Ipv4>) -> Result<(), Refused> {
+    fn insert_new(&mut self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), Refused> {
         let flags = u64::from(BPF_NOEXIST);
         match stage {
-            Stage::Established => FLOWS.insert(key, flow, flags),
-            Stage::HalfOpen => HALF_OPEN.insert(key, flow, flags),
+            Stage::Established => A::established().insert(key, flow, flags),
+            Stage::HalfOpen => A::half_open().insert(key, flow, flags),
         }
         .map_err(|error| if error == EEXIST { Refused::Exists } else { Refused::Full })
     }
 
     #[inline(always)]
-    fn remove(&mut self, stage: Stage, key: &FlowKey<Ipv4>) {
+    fn remove(&mut self, stage: Stage, key: &FlowKey<A>) {
         // Gone already is as good.
         let _ = match stage {
-            Stage::Established => FLOWS.remove(key),
-            Stage::HalfOpen => HALF_OPEN.remove(key),
+            Stage::Established => A::established().remove(key),
+            Stage::HalfOpen => A::half_open().remove(key),
         };
     }
 
     #[inline(always)]
-    fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
+    fn train(&mut self, key: &FragmentKey<A>) -> Option<Train> {
         // SAFETY: as in `find`; what is copied are plain integers.
-        unsafe { FRAGMENTS.get(key).copied() }
+        unsafe { A::fragments().get(key).copied() }
     }
 
     #[inline(always)]
-    fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
+    fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         // Without it the later fragments are not delivered, as if it had been evicted.
-        let _ = FRAGMENTS.insert(key, train, 0);
+        let _ = A::fragments().insert(key, train, 0);
     }
 }
 
@@ -190,24 +276,22 @@ impl<H: Place> Kernel<H> {
 
     /// `bpf_fib_lookup` as for a packet that came in by this interface: policy rules and VRFs count.
     #[inline(always)]
-    fn fib(&self, query: &RouteQuery<Ipv4>) -> (i64, FibLookup) {
+    fn fib<A: Tabled>(&self, query: &RouteQuery<A>) -> (i64, FibLookup) {
         // SAFETY: integers and byte arrays only; all zeroes are a valid value.
         let mut params: FibLookup = unsafe { core::mem::zeroed() };
-        params.family = AF_INET as u8;
+        params.family = A::AF as u8;
         params.l4_protocol = query.protocol;
         params.sport = query.tuple.src_port.word();
         params.dport = query.tuple.dst_port.word();
         params.ifindex = self.ifindex;
-        params.__bindgen_anon_2.tos = query.tos;
-        params.__bindgen_anon_3.ipv4_src = query.tuple.src.word();
-        params.__bindgen_anon_4.ipv4_dst = query.tuple.dst.word();
+        A::ask(query, &mut params);
         // SAFETY: the context is this program's own, the block is of the size given.
         let answer = unsafe { bpf_fib_lookup(self.ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
         (answer, params)
     }
 }
 
-impl<H: Place> World<Ipv4> for Kernel<H> {
+impl<H: Place> Surroundings for Kernel<H> {
     const HOOK: Hook = H::HOOK;
 
     #[inline(always)]
@@ -238,47 +322,8 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
     }
 
     #[inline(always)]
-    fn rule_for(&self, address: Ipv4, protocol: u8, port: u16) -> Option<u32> {
-        // SAFETY: as in `interface`; one slot is read, once.
-        unsafe { PORTS.get(PageKey::new(address, protocol, port)) }?.slot(port)
-    }
-
-    #[inline(always)]
-    fn rule(&self, slot: u32) -> Option<&Rule<Ipv4>> {
+    fn rule(&self, slot: u32) -> Option<&Rule> {
         RULES.get(slot)
-    }
-
-    #[inline(always)]
-    fn is_allowed(&self, list: u32, source: Ipv4) -> bool {
-        let key = AllowKey { list: list.to_be_bytes(), source };
-        ALLOW.get(Key::new(ALLOW_LIST_BITS + 32, key)).is_some()
-    }
-
-    #[inline(always)]
-    fn is_own(&self, address: Ipv4) -> bool {
-        OWN.get_ptr(address).is_some()
-    }
-
-    #[inline(always)]
-    fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {
-        let (answer, params) = self.fib(query);
-        // SAFETY: an IPv4 look-up leaves the next hop in the union's first word.
-        let next_hop = Ipv4::from_word(unsafe { params.__bindgen_anon_4.ipv4_dst });
-        let ifindex = params.ifindex;
-        // An IPv4 route may have an IPv6 gateway (RFC 5549); that waits for IPv6.
-        if params.family != AF_INET as u8 {
-            return Route::None(Reason::NoRoute);
-        }
-        match u32::try_from(answer).unwrap_or(u32::MAX) {
-            // The length is checked by the core against the interface's MTU.
-            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::Known {
-                hop: Hop { macs: Macs::new(params.dmac, params.smac), ifindex, ..Hop::default() },
-                next_hop,
-            },
-            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex, next_hop },
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::None(Reason::ForwardingOff),
-            _ => Route::None(Reason::NoRoute),
-        }
     }
 
     #[inline(always)]
@@ -292,5 +337,47 @@ impl<H: Place> World<Ipv4> for Kernel<H> {
             *last = now;
         }
         true
+    }
+}
+
+impl<A: Tabled, H: Place> World<A> for Kernel<H> {
+    #[inline(always)]
+    fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32> {
+        // SAFETY: as in `interface`; one slot is read, once.
+        unsafe { PORTS.get(PageKey::new(address.mapped(), protocol, port)) }?.slot(port)
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, list: u32, source: A) -> bool {
+        let key = AllowKey { list: list.to_be_bytes(), source: source.mapped() };
+        ALLOW.get(Key::new(8 * size_of::<AllowKey>() as u32, key)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_own(&self, address: A) -> bool {
+        OWN.get_ptr(address.mapped()).is_some()
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery<A>) -> Route {
+        let (answer, params) = self.fib(query);
+        // SAFETY: the family says which of the union's members the kernel has written.
+        let next_hop = unsafe {
+            match params.family as u32 {
+                AF_INET => Ipv4::from_word(params.__bindgen_anon_4.ipv4_dst).mapped(),
+                _ => Ipv6::from_words(params.__bindgen_anon_4.ipv6_dst),
+            }
+        };
+        let ifindex = params.ifindex;
+        match u32::try_from(answer).unwrap_or(u32::MAX) {
+            // The length is checked by the core against the interface's MTU.
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::Known {
+                hop: Hop { macs: Macs::new(params.dmac, params.smac), ifindex, ..Hop::default() },
+                next_hop,
+            },
+            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved { ifindex, next_hop },
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::None(Reason::ForwardingOff),
+            _ => Route::None(Reason::NoRoute),
+        }
     }
 }

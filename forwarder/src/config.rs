@@ -209,6 +209,8 @@ fn check_tables(tables: &TableSizes) -> Result<()> {
         ("rules", tables.rules, 65_536),
         ("flows", tables.flows, 16_777_216),
         ("half-open", tables.half_open, 16_777_216),
+        ("flows-ipv6", tables.flows_ipv6, 16_777_216),
+        ("half-open-ipv6", tables.half_open_ipv6, 16_777_216),
     ] {
         ensure!((1..=most).contains(&value), "[tables] {key} = {value} is out of bounds: write 1 to {most}");
     }
@@ -312,13 +314,14 @@ mod tests {
             "external = [\"wan\", \"wan2\"]\ninternal = [\"lan\"]\ndatapath = \"xdp-generic\"\nstate-dir = \"/s\"\n\
              socket = \"/r\"\npin-dir = \"/p\"\n[timeouts]\ntcp-half-open = \"1s\"\ntcp-established = \"2h4m\"\n\
              tcp-closing = \"90s\"\nudp-half-open = \"30s\"\nudp-established = \"1m\"\n[tables]\nrules = 1\n\
-             flows = 2\nhalf-open = 3\n",
+             flows = 2\nhalf-open = 3\nflows-ipv6 = 4\nhalf-open-ipv6 = 5\n",
         )
         .unwrap();
         assert_eq!(config.external, ["wan", "wan2"]);
         assert_eq!((config.datapath, config.pin_dir), (Mode::XdpGeneric, "/p".into()));
         assert_eq!(config.timeouts.tcp_established, Duration::from_secs(7440));
-        assert_eq!(config.tables, TableSizes { rules: 1, flows: 2, half_open: 3 });
+        let tables = TableSizes { rules: 1, flows: 2, half_open: 3, flows_ipv6: 4, half_open_ipv6: 5 };
+        assert_eq!(config.tables, tables);
     }
 
     #[test]

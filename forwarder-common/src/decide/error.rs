@@ -1,11 +1,12 @@
 //! What is to become of an ICMP error.
 
 use super::{
-    Arrival, Core, Decision, Onward, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_usable, is_impossible,
-    is_live, no_match, stop,
+    Arrival, Core, Keys, Onward, Plan, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_usable, is_impossible,
+    is_live,
 };
 use crate::{
-    address::{Address, Port},
+    address::Port,
+    family::Family,
     flow::{FlowKey, INWARD, Side, Tuple},
     icmp::Quote,
     layout::Hook,
@@ -14,25 +15,31 @@ use crate::{
     tables::{Counters, Flows, World},
 };
 
-impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
+impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Decides about an error, at ingress or egress of TC, and says in the quote what the quoted
     /// packet is to become.
     ///
     /// It goes the way of the flow's packets against which it was sent; the flow itself stays as it
     /// is (RFC 5508 REQ-6). Towards the outside the router answers for all that is behind it.
-    #[inline(always)]
-    pub fn error(&mut self, datagram: &Datagram<A>, quote: &mut Quote<A>, arrival: &Arrival) -> Decision<A> {
-        let mut related = self.relate(datagram, quote, arrival);
-        if related.is_ok() && W::HOOK != Hook::TcEgress && arrival.side == Side::External {
-            related = match is_impossible(datagram, self.world) {
-                true => Err(Reason::Spoofed),
-                false => self.check_source(datagram, arrival),
-            };
+    #[inline(never)]
+    pub fn error(
+        &mut self,
+        datagram: &Datagram<A>,
+        quote: &mut Quote<A>,
+        arrival: &Arrival,
+        keys: &mut Keys<A>,
+    ) -> Result<(), Reason> {
+        let related = self.relate(datagram, quote, arrival, keys);
+        let Scratch { inward: error, plan, .. } = &mut *self.scratch;
+        *plan = Plan { to: error.to, slot: error.rule, direction: error.direction };
+        related?;
+        if W::HOOK != Hook::TcEgress && arrival.side == Side::External {
+            if is_impossible(datagram, self.world) {
+                return Err(Reason::Spoofed);
+            }
+            self.check_source(datagram, arrival)?;
         }
         let Scratch { inward: error, way, .. } = &mut *self.scratch;
-        if let Err(reason) = related {
-            return if reason == Reason::NoMatch { no_match() } else { stop(reason, error.rule) };
-        }
         if W::HOOK == Hook::TcEgress {
             // By the uplink of the request, as its packets.
             way.onward = match way.hop {
@@ -41,13 +48,10 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             };
         } else if let Some(hop) = way.hop {
             way.onward = Onward::Hop(hop);
-        } else if let Err(reason) = find_way(&error.to, datagram, error.egress_side(), self.world, way) {
-            return stop(reason, error.rule);
+        } else {
+            find_way(&error.to, datagram, error.egress_side(), self.world, way)?;
         }
-        if let Err(reason) = fit(&mut way.onward, datagram, error, self.world) {
-            return stop(reason, error.rule);
-        }
-        Decision::Translate { to: error.to, onward: way.onward, slot: error.rule, direction: error.direction }
+        fit(&mut way.onward, datagram, error, self.world)
     }
 
     /// Finds the flow of the quoted packet. The error's rewrite, rule and direction are then in the
@@ -59,15 +63,16 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         datagram: &Datagram<A>,
         quote: &mut Quote<A>,
         arrival: &Arrival,
+        keys: &mut Keys<A>,
     ) -> Result<(), Reason> {
         // An error goes to whom the quoted packet came from.
         if datagram.tuple.dst != quote.tuple.src {
             return Err(Reason::NoMatch);
         }
         let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
-        let key = FlowKey::new(quote.tuple.reversed(), quote.protocol, side);
+        keys.here = FlowKey::new(quote.tuple.reversed(), quote.protocol, side);
         for stage in WHERE_TO_LOOK {
-            let Some(flow) = self.flows.find(stage, &key) else { continue };
+            let Some(flow) = self.flows.find(stage, &keys.here) else { continue };
             let Scratch { inward: error, way, .. } = &mut *self.scratch;
             (error.rule, error.direction, error.flags) = (flow.rule, flow.direction, flow.flags);
             if !is_live(flow, quote.protocol, self.world, self.now) {

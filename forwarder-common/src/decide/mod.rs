@@ -10,7 +10,8 @@ mod window;
 use window::Standing;
 
 use crate::{
-    address::{Address, Ipv4, Macs, Port},
+    address::{Address, Ipv6, Macs, Port},
+    family::Family,
     flow::{
         ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
         PICKED_UP, PROVEN, RESET, ROUTED_BACK, Side, Tuple, UNANSWERED, is_closing,
@@ -19,7 +20,7 @@ use crate::{
     parse::{Datagram, Transport},
     reason::Reason,
     rule::{HAIRPIN, Rule},
-    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
+    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
     tcp::{self, Segment},
     wire,
 };
@@ -45,29 +46,44 @@ fn other_source_port<A: Address>(tuple: &Tuple<A>, attempt: u32) -> Port {
     Port::new((FIRST + mixed % (0x1_0000 - FIRST)) as u16)
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision<A> {
-    Translate {
-        to: Tuple<A>,
-        onward: Onward<A>,
-        slot: u32,
-        direction: u8,
-    },
-    /// Nothing but what the reason's verdict says. `slot`: the rule that it was about, if any.
-    Stop {
-        reason: Reason,
-        slot: Option<u32>,
-    },
+/// How a packet is to be translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<A> {
+    pub to: Tuple<A>,
+    /// Also of a packet that is not translated: the rule that it was about, unless there is none
+    /// ([`Reason::NoMatch`]).
+    pub slot: u32,
+    pub direction: u8,
+}
+
+/// What has come of looking for a packet's flow. (One byte: see [`Core::claim`] about results.)
+enum Followed {
+    Done,
+    /// It is there; its hop has to be asked anew.
+    Stale,
+    /// There is none that is alive.
+    Unknown,
+    Stopped(Reason),
+}
+
+/// A flow's entry that is looked at, and its other one: kept outside of a BPF program's stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys<A> {
+    here: FlowKey<A>,
+    other: FlowKey<A>,
+}
+
+impl<A: Address> Keys<A> {
+    pub const NOTHING: Self = Self { here: FlowKey::NOTHING, other: FlowKey::NOTHING };
 }
 
 /// How a translated packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Onward<A> {
+pub enum Onward {
     /// To a known neighbour.
     Hop(Hop),
-    /// Through the kernel's neighbour resolution (TC only).
-    Neighbour { ifindex: u32, next_hop: A },
+    /// Through the kernel's neighbour resolution (TC only); see [`Route::Unresolved`].
+    Neighbour { ifindex: u32, next_hop: Ipv6 },
     /// Through the host's stack (TC only).
     Host,
     /// It is leaving already (TC egress). Where it does so by another uplink than the request came by,
@@ -100,19 +116,37 @@ impl Arrival {
 ///
 /// Zeroes are a value of it; each part is written before it is read.
 #[derive(Clone, Copy, Debug)]
-pub struct Scratch<A> {
+pub struct Scratch<A: Address> {
     inward: Flow<A>,
     outward: Flow<A>,
-    way: Way<A>,
+    way: Way,
+    /// What has been decided, if it is not to stop.
+    plan: Plan<A>,
+    /// In which table the packet's flow is.
+    stage: Stage,
+    /// Of a packet without a flow: that was cut.
+    is_cut: bool,
 }
 
-impl Scratch<Ipv4> {
-    pub const EMPTY: Self =
-        Self { inward: Flow::ZERO, outward: Flow::ZERO, way: Way { onward: Onward::Host, hop: None } };
+impl<A: Address> Scratch<A> {
+    pub const EMPTY: Self = Self {
+        inward: Flow::ZERO,
+        outward: Flow::ZERO,
+        way: Way { onward: Onward::Host, hop: None },
+        plan: Plan { to: Tuple::NOTHING, slot: 0, direction: 0 },
+        stage: Stage::HalfOpen,
+        is_cut: false,
+    };
+
+    /// How a packet is to be translated, and how it goes on then.
+    #[inline(always)]
+    pub fn decided(&self) -> (&Plan<A>, &Onward) {
+        (&self.plan, &self.way.onward)
+    }
 }
 
 /// The core and its surroundings, for one packet.
-pub struct Core<'a, A, F, W, C> {
+pub struct Core<'a, A: Address, F, W, C> {
     pub flows: &'a mut F,
     pub world: &'a W,
     pub counters: &'a mut C,
@@ -121,119 +155,142 @@ pub struct Core<'a, A, F, W, C> {
     pub now: u64,
 }
 
-impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
-    /// Decides about a packet that came in (not at egress).
+impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
+    /// Decides about a packet that came in (not at egress): the plan is then in the scratch. The error is
+    /// why nothing is to be done with it but what the reason's verdict says.
     #[inline(always)]
-    pub fn ingress(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Decision<A> {
-        let key = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
-        let mut is_cut = false;
+    pub fn ingress(
+        &mut self,
+        datagram: &Datagram<A>,
+        arrival: &Arrival,
+        keys: &mut Keys<A>,
+    ) -> Result<(), Reason> {
+        match self.follow(datagram, arrival, keys) {
+            Followed::Done => {}
+            Followed::Stale => self.follow_anew(datagram, keys)?,
+            Followed::Unknown => return self.open(keys, datagram, arrival),
+            Followed::Stopped(reason) => return Err(reason),
+        }
+        self.advance_if_due(keys, datagram, arrival);
+        Ok(())
+    }
+
+    /// Carries a packet of a flow that there is, if its hop is fresh. (A function of its own, as the next,
+    /// [`Core::advance`] and [`Core::error`]: see [`Core::claim`].)
+    #[inline(never)]
+    fn follow(&mut self, datagram: &Datagram<A>, arrival: &Arrival, keys: &mut Keys<A>) -> Followed {
+        keys.here = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
+        self.scratch.is_cut = false;
         for stage in WHERE_TO_LOOK {
-            let Some(flow) = self.flows.find(stage, &key) else { continue };
-            let slot = flow.rule;
+            let Some(flow) = self.flows.find(stage, &keys.here) else { continue };
+            self.scratch.plan = Plan { to: flow.to, slot: flow.rule, direction: flow.direction };
+            self.scratch.stage = stage;
             if !is_live(flow, datagram.protocol, self.world, self.now) {
                 if flow.direction == OUTWARD {
-                    return stop(Reason::Cut, slot);
+                    return Followed::Stopped(Reason::Cut);
                 }
                 if datagram.protocol == wire::tcp::NUMBER && !datagram.segment.is_syn() {
-                    is_cut = true;
+                    self.scratch.is_cut = true;
                     break;
                 }
                 // The outward entry stays: the target's late packets end at it.
-                self.flows.remove(stage, &key);
+                self.flows.remove(stage, &keys.here);
                 continue;
             }
             if datagram.transport == Transport::Malformed {
-                return stop(Reason::BadL4Length, slot);
+                return Followed::Stopped(Reason::BadL4Length);
             }
             if reopens(flow, datagram) {
-                let other = flow.other_key(&key);
-                self.remove(stage, &key, &other);
+                keys.other = flow.other_key(&keys.here);
+                self.remove(stage, keys);
                 continue;
             }
-            let (direction, to) = (flow.direction, flow.to);
-            let way = &mut self.scratch.way;
-            if let Err(reason) = continue_flow(flow, datagram, stage, self.world, self.now, way) {
-                return stop(reason, slot);
+            if !hop_is_fresh(flow, self.world, self.now) {
+                return Followed::Stale;
             }
-            if stage == Stage::HalfOpen || datagram.segment.is_control() {
-                self.advance(stage, &key, datagram, arrival);
+            let onward = &mut self.scratch.way.onward;
+            *onward = Onward::Hop(flow.hop);
+            if let Err(reason) = fit(onward, datagram, flow, self.world) {
+                return Followed::Stopped(reason);
             }
-            return Decision::Translate { to, onward: self.scratch.way.onward, slot, direction };
+            touch(flow, datagram, stage, self.now);
+            return Followed::Done;
         }
-        self.open(&key, datagram, arrival, is_cut)
+        Followed::Unknown
+    }
+
+    /// Carries a packet of the flow that [`Core::follow`] has found, with a hop that is asked anew.
+    #[inline(never)]
+    fn follow_anew(&mut self, datagram: &Datagram<A>, keys: &Keys<A>) -> Result<(), Reason> {
+        let stage = self.scratch.stage;
+        // Removed meanwhile: its next packet finds what there is then.
+        let flow = self.flows.find(stage, &keys.here).ok_or(Reason::NoFlow)?;
+        let way = &mut self.scratch.way;
+        find_hop(flow, datagram, self.world, self.now, way)?;
+        fit(&mut way.onward, datagram, flow, self.world)?;
+        touch(flow, datagram, stage, self.now);
+        Ok(())
     }
 
     /// Decides about a packet that the host's stack sends by an external interface: a reply that
     /// did not take the direct way is translated here; its hop is counted and its next hop is
     /// known already.
     #[inline(always)]
-    pub fn egress(&mut self, datagram: &Datagram<A>) -> Decision<A> {
-        let key = FlowKey::new(datagram.tuple, datagram.protocol, Side::Internal);
+    pub fn egress(&mut self, datagram: &Datagram<A>, keys: &mut Keys<A>) -> Result<(), Reason> {
+        self.follow_out(datagram, keys)?;
+        self.advance_if_due(keys, datagram, &Arrival::NOWHERE);
+        Ok(())
+    }
+
+    /// [`Core::follow`] at egress.
+    #[inline(never)]
+    fn follow_out(&mut self, datagram: &Datagram<A>, keys: &mut Keys<A>) -> Result<(), Reason> {
+        keys.here = FlowKey::new(datagram.tuple, datagram.protocol, Side::Internal);
         for stage in WHERE_TO_LOOK {
-            let Some(flow) = self.flows.find(stage, &key) else { continue };
-            let slot = flow.rule;
+            let Some(flow) = self.flows.find(stage, &keys.here) else { continue };
+            self.scratch.plan = Plan { to: flow.to, slot: flow.rule, direction: flow.direction };
             if !is_live(flow, datagram.protocol, self.world, self.now) {
-                return stop(Reason::Cut, slot);
+                return Err(Reason::Cut);
             }
             if datagram.transport == Transport::Malformed {
-                return stop(Reason::BadL4Length, slot);
+                return Err(Reason::BadL4Length);
             }
-            let (to, direction) = (flow.to, flow.direction);
-            if let Err(reason) = leave(flow, datagram, self.world, self.now, &mut self.scratch.way) {
-                return stop(reason, slot);
-            }
+            leave(flow, datagram, self.world, self.now, &mut self.scratch.way)?;
             touch(flow, datagram, stage, self.now);
-            if stage == Stage::HalfOpen || datagram.segment.is_control() {
-                self.advance(stage, &key, datagram, &Arrival::NOWHERE);
-            }
-            return Decision::Translate { to, onward: self.scratch.way.onward, slot, direction };
+            self.scratch.stage = stage;
+            return Ok(());
         }
-        no_match()
+        Err(Reason::NoMatch)
     }
 
     #[inline(always)]
-    fn remove(&mut self, stage: Stage, key: &FlowKey<A>, other: &FlowKey<A>) {
-        self.flows.remove(stage, key);
-        self.flows.remove(stage, other);
+    fn remove(&mut self, stage: Stage, keys: &Keys<A>) {
+        self.flows.remove(stage, &keys.here);
+        self.flows.remove(stage, &keys.other);
     }
 
     /// A new flow, if a rule allows one.
     #[inline(always)]
-    fn open(
-        &mut self,
-        key: &FlowKey<A>,
-        datagram: &Datagram<A>,
-        arrival: &Arrival,
-        is_cut: bool,
-    ) -> Decision<A> {
-        if let Err(reason) = self.claim(datagram, arrival, is_cut) {
-            let slot = self.scratch.inward.rule;
-            if reason == Reason::Cut {
-                // As long as its client goes on, a connection that was cut is not picked up again.
-                for stage in [Stage::Established, Stage::HalfOpen] {
-                    if let Some(flow) = self.flows.find(stage, key) {
-                        flow.last_seen = self.now;
-                    }
+    fn open(&mut self, keys: &mut Keys<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
+        let claimed = self.claim(datagram, arrival);
+        self.scratch.plan.slot = self.scratch.inward.rule;
+        if claimed == Err(Reason::Cut) {
+            // As long as its client goes on, a connection that was cut is not picked up again.
+            for stage in [Stage::Established, Stage::HalfOpen] {
+                if let Some(flow) = self.flows.find(stage, &keys.here) {
+                    flow.last_seen = self.now;
                 }
             }
-            return if reason == Reason::NoMatch { no_match() } else { stop(reason, slot) };
         }
-        let slot = self.scratch.inward.rule;
-        if let Err(reason) = self.check_source(datagram, arrival) {
-            return stop(reason, slot);
-        }
+        claimed?;
+        self.check_source(datagram, arrival)?;
         let Scratch { inward, way, .. } = &mut *self.scratch;
-        if let Err(reason) = find_way(&inward.to, datagram, Side::Internal, self.world, way) {
-            return stop(reason, slot);
-        }
-        if let Err(reason) = fit(&mut way.onward, datagram, inward, self.world) {
-            return stop(reason, slot);
-        }
-        if let Err(reason) = self.create(key, datagram, arrival) {
-            return stop(reason, slot);
-        }
-        let Scratch { inward, way, .. } = &*self.scratch;
-        Decision::Translate { to: inward.to, onward: way.onward, slot, direction: INWARD }
+        find_way(&inward.to, datagram, Side::Internal, self.world, way)?;
+        fit(&mut way.onward, datagram, inward, self.world)?;
+        self.create(keys, datagram, arrival)?;
+        let Scratch { inward, plan, .. } = &mut *self.scratch;
+        (plan.to, plan.direction) = (inward.to, INWARD);
+        Ok(())
     }
 
     /// Finds the rule for a packet without a flow and whether it may open one: then the rule and
@@ -245,7 +302,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// returns nothing (a large result counts as nothing), R0 holds what happens to be left in it,
     /// and the verifier refuses that if it is an address on the stack.
     #[inline(never)]
-    fn claim(&mut self, datagram: &Datagram<A>, arrival: &Arrival, is_cut: bool) -> Result<(), Reason> {
+    fn claim(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
         let port = datagram.tuple.dst_port;
         let slot = self
             .world
@@ -257,10 +314,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .filter(|rule| rule.is_open(self.now) && rule.has_port(port))
             .filter(|rule| arrival.side == Side::External || rule.flags & HAIRPIN != 0)
             .ok_or(Reason::NoMatch)?;
+        // (Of the other family no port page leads to it.)
+        let target = A::from_mapped(rule.target).ok_or(Reason::NoMatch)?;
         let inward = &mut self.scratch.inward;
         (inward.rule, inward.epoch) = (slot, rule.epoch(datagram.protocol));
-        (inward.direction, inward.flags, inward.gateway) = (INWARD, 0, A::default());
-        inward.to = Tuple { dst: rule.target, dst_port: rule.target_port(port), ..datagram.tuple };
+        (inward.direction, inward.flags, inward.gateway) = (INWARD, 0, A::UNSPECIFIED);
+        inward.to = Tuple { dst: target, dst_port: rule.target_port(port), ..datagram.tuple };
         if arrival.side == Side::Internal {
             inward.flags = FROM_INSIDE;
             // So that the target answers to the router, though it may be the client's neighbour or
@@ -271,7 +330,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             inward.flags |= PICKED_UP;
         }
         may_open(datagram, rule, self.world)?;
-        if is_cut { Err(Reason::Cut) } else { Ok(()) }
+        if self.scratch.is_cut { Err(Reason::Cut) } else { Ok(()) }
     }
 
     /// Refuses a source that belongs elsewhere, by the route back to it. Notes whether that route
@@ -282,9 +341,12 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         let side_of = |ifindex| self.world.interface(ifindex).map(|interface| interface.side);
         let back = match self.world.route(&back_to(datagram.tuple.src)) {
             Route::Known { hop, next_hop } => {
-                if hop.ifindex == ifindex && hop.macs.dst() == arrival.macs.src() {
+                if hop.ifindex == ifindex
+                    && hop.macs.dst() == arrival.macs.src()
+                    && let Some(gateway) = A::from_mapped(next_hop)
+                {
                     self.scratch.inward.flags |= ROUTED_BACK;
-                    self.scratch.inward.gateway = next_hop;
+                    self.scratch.inward.gateway = gateway;
                 }
                 Some(hop.ifindex)
             }
@@ -300,13 +362,18 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
 
     /// Makes the flow that [`Core::claim`] and [`find_way`] have left in the scratch.
     #[inline(never)]
-    fn create(&mut self, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
-        self.compose(key, arrival);
+    fn create(
+        &mut self,
+        keys: &mut Keys<A>,
+        datagram: &Datagram<A>,
+        arrival: &Arrival,
+    ) -> Result<(), Reason> {
+        self.compose(&keys.here, arrival);
         touch(&mut self.scratch.inward, datagram, Stage::HalfOpen, self.now);
         for attempt in 0..SOURCE_PORTS_TRIED {
-            match self.insert_both(key) {
+            match self.insert_both(keys) {
                 Err(Reason::PortCollision) => {
-                    self.scratch.inward.to.src_port = other_source_port(&key.tuple, attempt);
+                    self.scratch.inward.to.src_port = other_source_port(&keys.here.tuple, attempt);
                 }
                 done => return done,
             }
@@ -350,29 +417,30 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Makes the scratch's entries a half-open flow, the reply's first. What another CPU has made
     /// meanwhile for the same packets is adopted: then its rewrite is in the scratch.
     #[inline(always)]
-    fn insert_both(&mut self, key: &FlowKey<A>) -> Result<(), Reason> {
-        let back = self.scratch.inward.other_key(key);
-        if let Some(there) = self.flows.find(Stage::Established, &back)
+    fn insert_both(&mut self, keys: &mut Keys<A>) -> Result<(), Reason> {
+        keys.other = self.scratch.inward.other_key(&keys.here);
+        let back = &keys.other;
+        if let Some(there) = self.flows.find(Stage::Established, back)
             && !there.has_same_owner(&self.scratch.outward)
         {
-            if is_live(there, key.protocol, self.world, self.now) {
+            if is_live(there, back.protocol, self.world, self.now) {
                 return Err(Reason::PortCollision);
             }
             // Only the tombstone itself: its other half may be a newer flow's by now.
-            self.flows.remove(Stage::Established, &back);
+            self.flows.remove(Stage::Established, back);
         }
-        self.insert_or_adopt(&back, OUTWARD)?;
+        self.insert_or_adopt(back, OUTWARD)?;
         // Between the two looks another CPU may have promoted the flow that has it.
-        if let Some(there) = self.flows.find(Stage::Established, &back)
+        if let Some(there) = self.flows.find(Stage::Established, back)
             && !there.has_same_owner(&self.scratch.outward)
         {
-            self.flows.remove(Stage::HalfOpen, &back);
+            self.flows.remove(Stage::HalfOpen, back);
             return Err(Reason::PortCollision);
         }
-        self.insert_or_adopt(key, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, &back))?;
-        if self.scratch.inward.other_key(key) != back {
+        self.insert_or_adopt(&keys.here, INWARD).inspect_err(|_| self.flows.remove(Stage::HalfOpen, back))?;
+        if self.scratch.inward.to != back.tuple.reversed() {
             // The other CPU has chosen another source port.
-            self.flows.remove(Stage::HalfOpen, &back);
+            self.flows.remove(Stage::HalfOpen, back);
         }
         Ok(())
     }
@@ -400,24 +468,41 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         }
     }
 
-    /// Moves a flow on in its life, on both of its entries.
+    /// Most packets of an established flow change nothing of its state.
     #[inline(always)]
-    fn advance(&mut self, stage: Stage, key: &FlowKey<A>, datagram: &Datagram<A>, arrival: &Arrival) {
-        if datagram.segment.flags & (tcp::FIN | tcp::RST) != 0 {
-            self.end(stage, key, &datagram.segment);
+    fn advance_if_due(&mut self, keys: &mut Keys<A>, datagram: &Datagram<A>, arrival: &Arrival) {
+        if self.scratch.stage == Stage::HalfOpen || datagram.segment.is_control() {
+            let _ = self.advance(keys, datagram, arrival);
         }
-        let Some(flow) = self.flows.find(stage, key) else { return };
-        let other = flow.other_key(key);
+    }
+
+    /// Moves the flow of a packet on in its life, on both of its entries. (Without anything to say: see
+    /// [`Core::claim`] about results.)
+    #[inline(never)]
+    fn advance(
+        &mut self,
+        keys: &mut Keys<A>,
+        datagram: &Datagram<A>,
+        arrival: &Arrival,
+    ) -> Result<(), Reason> {
+        let stage = self.scratch.stage;
+        let Some(flow) = self.flows.find(stage, &keys.here) else { return Ok(()) };
+        keys.other = flow.other_key(&keys.here);
+        if datagram.segment.flags & (tcp::FIN | tcp::RST) != 0 {
+            self.end(stage, keys, &datagram.segment);
+        }
+        let Some(flow) = self.flows.find(stage, &keys.here) else { return Ok(()) };
         if flow.direction == INWARD && stage == Stage::HalfOpen {
             if proves(flow, datagram) {
                 flow.progress = PROVEN;
             }
             self.scratch.inward = *flow;
-            return self.settle(key, &other, arrival);
+            self.settle(keys, arrival);
+            return Ok(());
         }
         if flow.direction == OUTWARD
             && stage == Stage::HalfOpen
-            && let Some(flow) = self.flows.find(stage, &other)
+            && let Some(flow) = self.flows.find(stage, &keys.other)
             && flow.progress != PROVEN
             && answers(flow, datagram)
         {
@@ -425,21 +510,21 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             // Anew with each SYN-ACK: a server may answer a repeated SYN with another number.
             flow.expected_ack = datagram.segment.end;
         }
+        Ok(())
     }
 
     /// Notes on both entries that a FIN or RST has come, unless it is of somebody who does not know
     /// the connection (RFC 5961).
     #[inline(always)]
-    fn end(&mut self, stage: Stage, key: &FlowKey<A>, segment: &Segment) {
-        let Some(flow) = self.flows.find(stage, key) else { return };
-        let (own, other_key) = (Standing::of(flow), flow.other_key(key));
-        let ended = ends(segment, flow.direction);
-        let Some(other) = self.flows.find(stage, &other_key) else { return };
+    fn end(&mut self, stage: Stage, keys: &Keys<A>, segment: &Segment) {
+        let Some(flow) = self.flows.find(stage, &keys.here) else { return };
+        let (own, ended) = (Standing::of(flow), ends(segment, flow.direction));
+        let Some(other) = self.flows.find(stage, &keys.other) else { return };
         if !window::fits(own, Standing::of(other), segment) {
             return;
         }
         other.ended |= ended;
-        if let Some(flow) = self.flows.find(stage, key) {
+        if let Some(flow) = self.flows.find(stage, &keys.here) {
             flow.ended |= ended;
             flow.last_seen = self.now;
             window::follow(flow, segment, true);
@@ -449,57 +534,47 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Brings the other entry of the half-open flow in the scratch up to date, and promotes the flow
     /// if it has been earned.
     #[inline(always)]
-    fn settle(&mut self, key: &FlowKey<A>, back: &FlowKey<A>, arrival: &Arrival) {
-        match self.flows.find(Stage::HalfOpen, back) {
+    fn settle(&mut self, keys: &Keys<A>, arrival: &Arrival) {
+        match self.flows.find(Stage::HalfOpen, &keys.other) {
             Some(outward) => {
                 outward.ended |= self.scratch.inward.ended;
                 self.scratch.outward = *outward;
             }
             None => {
                 // A flood has evicted it; all that it held is known here too.
-                self.compose_outward(key, arrival);
-                let _ = self.flows.insert_new(Stage::HalfOpen, back, &self.scratch.outward);
+                self.compose_outward(&keys.here, arrival);
+                let _ = self.flows.insert_new(Stage::HalfOpen, &keys.other, &self.scratch.outward);
             }
         }
         if self.scratch.inward.progress == PROVEN {
-            self.promote(key, back);
+            self.promote(keys);
         }
     }
 
     /// The half-open flow in the scratch becomes established: both entries, or none. Where the table
     /// is full the flow stays half-open, and works; its next packet tries again.
     #[inline(always)]
-    fn promote(&mut self, key: &FlowKey<A>, back: &FlowKey<A>) {
-        match self.flows.insert_new(Stage::Established, back, &self.scratch.outward) {
+    fn promote(&mut self, keys: &Keys<A>) {
+        match self.flows.insert_new(Stage::Established, &keys.other, &self.scratch.outward) {
             Ok(()) => {}
             Err(Refused::Full) => return,
-            Err(Refused::Exists) => match self.flows.find(Stage::Established, back) {
+            Err(Refused::Exists) => match self.flows.find(Stage::Established, &keys.other) {
                 Some(there) if there.has_same_owner(&self.scratch.outward) => {}
                 _ => return,
             },
         }
-        match self.flows.insert_new(Stage::Established, key, &self.scratch.inward) {
+        match self.flows.insert_new(Stage::Established, &keys.here, &self.scratch.inward) {
             Ok(()) => self.counters.count_session(self.scratch.inward.rule),
             Err(Refused::Exists) => {}
-            Err(Refused::Full) => return self.flows.remove(Stage::Established, back),
+            Err(Refused::Full) => return self.flows.remove(Stage::Established, &keys.other),
         }
-        self.remove(Stage::HalfOpen, key, back);
+        self.remove(Stage::HalfOpen, keys);
     }
-}
-
-#[inline(always)]
-fn stop<A>(reason: Reason, slot: u32) -> Decision<A> {
-    Decision::Stop { reason, slot: Some(slot) }
-}
-
-#[inline(always)]
-fn no_match<A>() -> Decision<A> {
-    Decision::Stop { reason: Reason::NoMatch, slot: None }
 }
 
 /// Whether the flow's rule still carries it.
 #[inline(always)]
-fn is_live<A: Address, W: World<A>>(flow: &Flow<A>, protocol: u8, world: &W, now: u64) -> bool {
+fn is_live<A: Address, W: Surroundings>(flow: &Flow<A>, protocol: u8, world: &W, now: u64) -> bool {
     world.rule(flow.rule).is_some_and(|rule| {
         rule.carries(protocol, flow.epoch, now)
             && (flow.flags & FROM_INSIDE == 0 || rule.flags & HAIRPIN != 0)
@@ -509,12 +584,12 @@ fn is_live<A: Address, W: World<A>>(flow: &Flow<A>, protocol: u8, world: &W, now
 /// Whether it is a client's SYN on a connection that is over: it starts a new one (RFC 9293
 /// section 3.6.1, RFC 5382 REQ-5).
 #[inline(always)]
-fn reopens<A: Address>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
+fn reopens<A: Family>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
     datagram.segment.is_syn() && flow.direction == INWARD && is_closing(flow.ended)
 }
 
 #[inline(always)]
-fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, stage: Stage, now: u64) {
+fn touch<A: Family>(flow: &mut Flow<A>, datagram: &Datagram<A>, stage: Stage, now: u64) {
     // What would end the connection counts only if it fits: see `Core::end`.
     if datagram.segment.flags & (tcp::FIN | tcp::RST) == 0 {
         if datagram.transport == Transport::Tcp {
@@ -526,36 +601,42 @@ fn touch<A: Address>(flow: &mut Flow<A>, datagram: &Datagram<A>, stage: Stage, n
     flow.bytes += u64::from(datagram.ip_len);
 }
 
-/// Carries a packet of a live flow: finds its way on, and only then notes it in the entry.
+/// Whether a flow's hop can be used without asking anew: one that was learned holds within its generation,
+/// another one for a second of it.
 #[inline(always)]
-fn continue_flow<A: Address, W: World<A>>(
+fn hop_is_fresh<A: Address, W: Surroundings>(flow: &Flow<A>, world: &W, now: u64) -> bool {
+    flow.hop_generation == world.generation()
+        && (flow.flags & LEARNED_HOP != 0 || now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME)
+}
+
+/// Finds the way of a flow whose hop is not fresh, and notes it in the entry.
+#[inline(always)]
+fn find_hop<A: Family, W: World<A>>(
     flow: &mut Flow<A>,
     datagram: &Datagram<A>,
-    stage: Stage,
     world: &W,
     now: u64,
-    found: &mut Way<A>,
+    found: &mut Way,
 ) -> Result<(), Reason> {
-    let follows = flow.flags & (LEARNED_HOP | ROUTED_BACK) == LEARNED_HOP | ROUTED_BACK;
-    let found_gateway = follows
-        && flow.hop_generation != world.generation()
-        && follow_gateway(flow, datagram, world, now, found)?;
-    if !found_gateway && hop_is_fresh(flow, world, now) {
-        found.onward = Onward::Hop(flow.hop);
-    } else if !found_gateway {
-        if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
-            return Err(Reason::LeftToProbe);
-        }
-        find_way(&flow.to, datagram, flow.egress_side(), world, found)?;
-        if let Some(hop) = found.hop {
-            flow.hop = hop;
-            flow.hop_checked = now;
-            flow.hop_generation = world.generation();
-            flow.flags &= !LEARNED_HOP;
-        }
+    // A learned hop is never stale but by its generation.
+    let learned = flow.flags & LEARNED_HOP != 0;
+    if learned && flow.flags & ROUTED_BACK != 0 && follow_gateway(flow, datagram, world, now, found)? {
+        return Ok(());
     }
-    fit(&mut found.onward, datagram, flow, world)?;
-    touch(flow, datagram, stage, now);
+    if learned && renew(flow, world) {
+        found.onward = Onward::Hop(flow.hop);
+        return Ok(());
+    }
+    if W::HOOK == Hook::Xdp && world.claim_probe(flow.rule, now) {
+        return Err(Reason::LeftToProbe);
+    }
+    find_way(&flow.to, datagram, flow.egress_side(), world, found)?;
+    if let Some(hop) = found.hop {
+        flow.hop = hop;
+        flow.hop_checked = now;
+        flow.hop_generation = world.generation();
+        flow.flags &= !LEARNED_HOP;
+    }
     Ok(())
 }
 
@@ -564,12 +645,12 @@ fn continue_flow<A: Address, W: World<A>>(
 /// still answers: a neighbour that is only ever redirected to would be taken for alive for ever. False:
 /// the way is not found.
 #[inline(always)]
-fn follow_gateway<A: Address, W: World<A>>(
+fn follow_gateway<A: Family, W: World<A>>(
     flow: &mut Flow<A>,
     datagram: &Datagram<A>,
     world: &W,
     now: u64,
-    found: &mut Way<A>,
+    found: &mut Way,
 ) -> Result<bool, Reason> {
     let to = Tuple { dst: flow.gateway, ..flow.to };
     match find_way(&to, datagram, flow.egress_side(), world, found) {
@@ -594,12 +675,12 @@ fn follow_gateway<A: Address, W: World<A>>(
 
 /// How a packet of the host's leaves that belongs to a flow: by the uplink of the request.
 #[inline(always)]
-fn leave<A: Address, W: World<A>>(
+fn leave<A: Family, W: World<A>>(
     flow: &Flow<A>,
     datagram: &Datagram<A>,
     world: &W,
     now: u64,
-    way: &mut Way<A>,
+    way: &mut Way,
 ) -> Result<(), Reason> {
     way.onward = Onward::Egress;
     let learned = flow.flags & LEARNED_HOP != 0;
@@ -609,18 +690,9 @@ fn leave<A: Address, W: World<A>>(
     fit(&mut way.onward, datagram, flow, world)
 }
 
-/// A learned hop holds as long as its interface does; another one for a second within a generation.
-#[inline(always)]
-fn hop_is_fresh<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W, now: u64) -> bool {
-    if flow.hop_generation != world.generation() {
-        return flow.flags & LEARNED_HOP != 0 && renew(flow, world);
-    }
-    flow.flags & LEARNED_HOP != 0 || now.wrapping_sub(flow.hop_checked) < HOP_LIFETIME
-}
-
 /// Takes a learned hop into the present generation, with what its interface is now. False: that is gone.
 #[inline(always)]
-fn renew<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W) -> bool {
+fn renew<A: Address, W: Surroundings>(flow: &mut Flow<A>, world: &W) -> bool {
     let Some(interface) = world.interface(flow.hop.ifindex) else { return false };
     if interface.side != flow.egress_side() as u8 {
         return false;
@@ -635,7 +707,7 @@ fn renew<A: Address, W: World<A>>(flow: &mut Flow<A>, world: &W) -> bool {
 /// Whether a hop can be used by a packet that must change nothing of the flow: an ICMP error, one that
 /// the host sends.
 #[inline(always)]
-fn hop_is_usable<A: Address, W: World<A>>(flow: &Flow<A>, world: &W, now: u64) -> bool {
+fn hop_is_usable<A: Address, W: Surroundings>(flow: &Flow<A>, world: &W, now: u64) -> bool {
     if flow.flags & LEARNED_HOP != 0 {
         let interface = world.interface(flow.hop.ifindex);
         return interface.is_some_and(|interface| interface.side == flow.egress_side() as u8);
@@ -644,13 +716,13 @@ fn hop_is_usable<A: Address, W: World<A>>(flow: &Flow<A>, world: &W, now: u64) -
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Way<A> {
-    onward: Onward<A>,
+struct Way {
+    onward: Onward,
     /// What to remember; `None` while the neighbour is unknown.
     hop: Option<Hop>,
 }
 
-impl<A> Way<A> {
+impl Way {
     #[inline(always)]
     fn ifindex(&self) -> Option<u32> {
         match &self.onward {
@@ -667,14 +739,14 @@ impl<A> Way<A> {
 /// known: only its use there makes the kernel check a stale neighbour. (A function of its own: see
 /// [`Core::claim`].)
 #[inline(never)]
-fn find_way<A: Address, W: World<A>>(
+fn find_way<A: Family, W: World<A>>(
     to: &Tuple<A>,
     datagram: &Datagram<A>,
     egress: Side,
     world: &W,
-    way: &mut Way<A>,
+    way: &mut Way,
 ) -> Result<(), Reason> {
-    let query = RouteQuery { tuple: *to, protocol: datagram.protocol, tos: datagram.tos };
+    let query = RouteQuery { tuple: *to, protocol: datagram.protocol, class: datagram.class };
     match world.route(&query) {
         Route::Known { hop, next_hop } => {
             let (mtu, from_xdp) = check_egress(hop.ifindex, egress, world)?;
@@ -698,11 +770,7 @@ fn find_way<A: Address, W: World<A>>(
 
 /// MTU of the egress interface and whether XDP may send by it, if translated packets may leave there at all.
 #[inline(always)]
-fn check_egress<A: Address, W: World<A>>(
-    ifindex: u32,
-    egress: Side,
-    world: &W,
-) -> Result<(u32, u32), Reason> {
+fn check_egress<W: Surroundings>(ifindex: u32, egress: Side, world: &W) -> Result<(u32, u32), Reason> {
     match world.interface(ifindex) {
         Some(interface) if interface.side == egress as u8 => {
             Ok((interface.mtu, (interface.flags & XDP_TARGET != 0) as u32))
@@ -714,8 +782,8 @@ fn check_egress<A: Address, W: World<A>>(
 /// Whether a packet can take a way as it is: TTL, length, XDP's reach. Where the host can help it
 /// goes there instead.
 #[inline(always)]
-fn fit<A: Address, W: World<A>>(
-    onward: &mut Onward<A>,
+fn fit<A: Family, W: World<A>>(
+    onward: &mut Onward,
     datagram: &Datagram<A>,
     flow: &Flow<A>,
     world: &W,
@@ -773,11 +841,7 @@ fn fit<A: Address, W: World<A>>(
 
 /// Whether a packet may open a flow of `rule`.
 #[inline(always)]
-fn may_open<A: Address, W: World<A>>(
-    datagram: &Datagram<A>,
-    rule: &Rule<A>,
-    world: &W,
-) -> Result<(), Reason> {
+fn may_open<A: Family, W: World<A>>(datagram: &Datagram<A>, rule: &Rule, world: &W) -> Result<(), Reason> {
     if is_impossible(datagram, world) {
         return Err(Reason::Spoofed);
     }
@@ -798,14 +862,12 @@ fn may_open<A: Address, W: World<A>>(
 /// How the router itself would send to `address`.
 #[inline(always)]
 fn back_to<A: Address>(address: A) -> RouteQuery<A> {
-    let tuple =
-        Tuple { src: A::default(), dst: address, src_port: Port::default(), dst_port: Port::default() };
-    RouteQuery { tuple, protocol: 0, tos: 0 }
+    RouteQuery { tuple: Tuple { dst: address, ..Tuple::NOTHING }, protocol: 0, class: 0 }
 }
 
 /// Whether no honest packet has its source.
 #[inline(always)]
-fn is_impossible<A: Address, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
+fn is_impossible<A: Family, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
     let source = datagram.tuple.src;
     source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source)
 }
@@ -823,7 +885,7 @@ fn ends(segment: &Segment, direction: u8) -> u8 {
 
 /// Whether a reply shows that the target takes the session.
 #[inline(always)]
-fn answers<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
+fn answers<A: Family>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
     let segment = &datagram.segment;
     match inward.flags & PICKED_UP {
         _ if datagram.transport == Transport::Udp => true,
@@ -835,7 +897,7 @@ fn answers<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
 
 /// Whether a client's packet shows that it has seen the target's answer, which no spoofer has.
 #[inline(always)]
-fn proves<A: Address>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
+fn proves<A: Family>(inward: &Flow<A>, datagram: &Datagram<A>) -> bool {
     let Segment { flags, ack, .. } = datagram.segment;
     let fits = match inward.flags & PICKED_UP {
         0 => ack == inward.expected_ack,

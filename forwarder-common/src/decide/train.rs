@@ -2,7 +2,7 @@
 
 use super::Core;
 use crate::{
-    address::Address,
+    family::Family,
     flow::Side,
     fragment::{FragmentKey, TRAIN_LIFETIME, Train},
     parse::Datagram,
@@ -10,7 +10,7 @@ use crate::{
     tables::{Counters, Flows, World},
 };
 
-impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
+impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Gives a later fragment the ports of the first one. The error is why it stays without.
     /// (A function of its own, as the next: see [`Core::claim`].)
     #[inline(never)]
@@ -21,7 +21,7 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                     return Err(Reason::BadFragment);
                 }
                 (datagram.tuple.src_port, datagram.tuple.dst_port) = (train.src_port, train.dst_port);
-                datagram.fragment.to_host = train.to_host != 0;
+                (datagram.protocol, datagram.fragment.to_host) = (train.protocol, train.to_host != 0);
                 Ok(())
             }
             _ => Err(Reason::Fragment),
@@ -36,8 +36,9 @@ impl<A: Address, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             src_port: datagram.tuple.src_port,
             dst_port: datagram.tuple.dst_port,
             // An IP packet has at most 65535 bytes.
-            first_end: datagram.l4_len() as u16,
-            to_host: u16::from(to_host),
+            first_end: datagram.ip_len.wrapping_sub(datagram.fragment.headers) as u16,
+            to_host: u8::from(to_host),
+            protocol: datagram.protocol,
         };
         self.flows.remember(&FragmentKey::new(datagram, side), &train);
         Ok(())

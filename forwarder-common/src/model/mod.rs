@@ -1,4 +1,6 @@
 //! The core's surroundings as plain collections: it runs on the host over these, under tests.
+//!
+//! Its machine is told in IPv4 addresses. Each has a twin in IPv6 ([`twin`]), for which the same holds.
 
 pub mod scenario;
 
@@ -9,8 +11,9 @@ use std::{
 };
 
 use crate::{
-    address::Ipv4,
+    address::{Address, Ipv4, Ipv6},
     decide::{Core, Scratch},
+    family::Family,
     flow::{Flow, FlowKey, INWARD},
     fragment::{FragmentKey, Train},
     layout::{Hook, Interface, RuleCounters},
@@ -18,7 +21,7 @@ use crate::{
     pipeline::{self, Outcome, Seen},
     reason::Reason,
     rule::{Page, PageKey, Rule},
-    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, World},
+    tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
 };
 
 /// A frame in memory.
@@ -54,16 +57,16 @@ impl Packet for Frame {
 
 /// Flow tables with a size.
 #[derive(Clone, Debug, Default)]
-pub struct Tables {
-    pub established: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
-    pub half_open: HashMap<FlowKey<Ipv4>, Flow<Ipv4>>,
-    pub trains: HashMap<FragmentKey<Ipv4>, Train>,
+pub struct Tables<A: Address = Ipv4> {
+    pub established: HashMap<FlowKey<A>, Flow<A>>,
+    pub half_open: HashMap<FlowKey<A>, Flow<A>>,
+    pub trains: HashMap<FragmentKey<A>, Train>,
     /// Of each flow table, in entries.
     pub capacity: usize,
 }
 
-impl Tables {
-    fn stage(&mut self, stage: Stage) -> &mut HashMap<FlowKey<Ipv4>, Flow<Ipv4>> {
+impl<A: Address> Tables<A> {
+    fn stage(&mut self, stage: Stage) -> &mut HashMap<FlowKey<A>, Flow<A>> {
         match stage {
             Stage::Established => &mut self.established,
             Stage::HalfOpen => &mut self.half_open,
@@ -71,12 +74,12 @@ impl Tables {
     }
 }
 
-impl Flows<Ipv4> for Tables {
-    fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
+impl<A: Family> Flows<A> for Tables<A> {
+    fn find(&mut self, stage: Stage, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
         self.stage(stage).get_mut(key)
     }
 
-    fn insert_new(&mut self, stage: Stage, key: &FlowKey<Ipv4>, flow: &Flow<Ipv4>) -> Result<(), Refused> {
+    fn insert_new(&mut self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), Refused> {
         let capacity = self.capacity;
         let table = self.stage(stage);
         if table.contains_key(key) {
@@ -89,15 +92,15 @@ impl Flows<Ipv4> for Tables {
         Ok(())
     }
 
-    fn remove(&mut self, stage: Stage, key: &FlowKey<Ipv4>) {
+    fn remove(&mut self, stage: Stage, key: &FlowKey<A>) {
         self.stage(stage).remove(key);
     }
 
-    fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
+    fn train(&mut self, key: &FragmentKey<A>) -> Option<Train> {
         self.trains.get(key).copied()
     }
 
-    fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
+    fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         self.trains.insert(*key, *train);
     }
 }
@@ -109,12 +112,12 @@ pub struct Machine {
     pub now: u64,
     pub generation: u32,
     pub interfaces: BTreeMap<u32, Interface>,
-    pub pages: HashMap<PageKey<Ipv4>, Page>,
-    pub rules: BTreeMap<u32, Rule<Ipv4>>,
+    pub pages: HashMap<PageKey, Page>,
+    pub rules: BTreeMap<u32, Rule>,
     /// List, network, prefix length.
     pub allow: Vec<(u32, [u8; 4], u32)>,
     /// Network, prefix length, and what the kernel says; the first that fits counts.
-    pub routes: Vec<([u8; 4], u32, Route<Ipv4>)>,
+    pub routes: Vec<([u8; 4], u32, Route)>,
     /// See [`World::segment_size`].
     pub segment_size: u32,
     /// Its addresses.
@@ -134,13 +137,13 @@ fn is_within(address: Ipv4, network: [u8; 4], prefix_len: u32) -> bool {
 }
 
 impl Machine {
-    fn route_to(&self, address: Ipv4) -> Route<Ipv4> {
+    fn route_to(&self, address: Ipv4, next_hop: Ipv6) -> Route {
         let fits = |(network, prefix_len, _): &&([u8; 4], u32, _)| is_within(address, *network, *prefix_len);
         match self.routes.iter().find(fits) {
             // The next hop is the address itself where the network is on the link.
-            Some((_, _, Route::Known { hop, .. })) => Route::Known { hop: *hop, next_hop: address },
+            Some((_, _, Route::Known { hop, .. })) => Route::Known { hop: *hop, next_hop },
             Some((_, _, Route::Unresolved { ifindex, .. })) => {
-                Route::Unresolved { ifindex: *ifindex, next_hop: address }
+                Route::Unresolved { ifindex: *ifindex, next_hop }
             }
             Some((_, _, none)) => *none,
             None => Route::None(Reason::NoRoute),
@@ -148,7 +151,32 @@ impl Machine {
     }
 }
 
-impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
+/// The first twelve bytes of the twins' addresses.
+const TWINS: [u8; 12] = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// The IPv6 address for which all that holds on the machine that does for an IPv4 one.
+pub fn twin(address: [u8; 4]) -> [u8; 16] {
+    let mut twin = [0; 16];
+    twin[..12].copy_from_slice(&TWINS);
+    twin[12..].copy_from_slice(&address);
+    twin
+}
+
+/// The IPv4 address of which this is the twin, or which this is.
+pub fn original<A: Address>(address: A) -> [u8; 4] {
+    let [.., a, b, c, d] = address.mapped().bytes();
+    [a, b, c, d]
+}
+
+/// An address of which the machine knows something, as its IPv4 twin.
+fn known<A: Address>(address: A) -> Option<Ipv4> {
+    Ipv4::from_mapped(address.mapped()).or_else(|| {
+        let bytes = address.mapped().bytes();
+        bytes.strip_prefix(&TWINS)?.try_into().ok().map(Ipv4::new)
+    })
+}
+
+impl<const HOOK: usize> Surroundings for At<'_, HOOK> {
     const HOOK: Hook = Hook::ALL[HOOK];
 
     fn now(&self) -> u64 {
@@ -171,33 +199,37 @@ impl<const HOOK: usize> World<Ipv4> for At<'_, HOOK> {
         self.machine.interfaces.get(&ifindex)
     }
 
-    fn rule_for(&self, address: Ipv4, protocol: u8, port: u16) -> Option<u32> {
-        self.machine.pages.get(&PageKey::new(address, protocol, port))?.slot(port)
-    }
-
-    fn rule(&self, slot: u32) -> Option<&Rule<Ipv4>> {
+    fn rule(&self, slot: u32) -> Option<&Rule> {
         self.machine.rules.get(&slot)
-    }
-
-    fn is_allowed(&self, list: u32, source: Ipv4) -> bool {
-        let fits = |&(of, network, prefix_len): &(u32, [u8; 4], u32)| {
-            of == list && is_within(source, network, prefix_len)
-        };
-        self.machine.allow.iter().any(fits)
-    }
-
-    fn is_own(&self, address: Ipv4) -> bool {
-        self.machine.own.contains(&address)
-    }
-
-    fn route(&self, query: &RouteQuery<Ipv4>) -> Route<Ipv4> {
-        self.machine.route_to(query.tuple.dst)
     }
 
     fn claim_probe(&self, _slot: u32, _now: u64) -> bool {
         let left = self.machine.probes.get();
         self.machine.probes.set(left.saturating_sub(1));
         left > 0
+    }
+}
+
+impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
+    fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32> {
+        self.machine.pages.get(&PageKey::new(address.mapped(), protocol, port))?.slot(port)
+    }
+
+    fn is_allowed(&self, list: u32, source: A) -> bool {
+        let fits = |&(of, network, prefix_len): &(u32, [u8; 4], u32)| {
+            of == list && known(source).is_some_and(|source| is_within(source, network, prefix_len))
+        };
+        self.machine.allow.iter().any(fits)
+    }
+
+    fn is_own(&self, address: A) -> bool {
+        known(address).is_some_and(|address| self.machine.own.contains(&address))
+    }
+
+    fn route(&self, query: &RouteQuery<A>) -> Route {
+        let next_hop = query.tuple.dst.mapped();
+        known(query.tuple.dst)
+            .map_or(Route::None(Reason::NoRoute), |address| self.machine.route_to(address, next_hop))
     }
 }
 
@@ -242,11 +274,11 @@ pub fn process<const HOOK: usize>(
     frame: &mut Frame,
     ifindex: u32,
     machine: &Machine,
-    flows: &mut Tables,
+    flows: &mut Tables<impl Family>,
     counters: &mut Counts,
 ) -> Outcome {
     let world = At::<HOOK> { machine, ifindex };
-    let core =
-        Core { flows, world: &world, counters, scratch: &mut Scratch::EMPTY.clone(), now: machine.now };
-    pipeline::process(frame, &mut Seen::NOTHING.clone(), core)
+    let (mut seen, mut scratch) = (Seen::NOTHING, Scratch::EMPTY);
+    let core = Core { flows, world: &world, counters, scratch: &mut scratch, now: machine.now };
+    pipeline::process(frame, &mut seen, core)
 }

@@ -3,16 +3,16 @@
 
 use std::{vec, vec::Vec};
 
-use super::Machine;
+use super::{Machine, twin};
 use crate::{
-    address::{Ipv4, Macs},
+    address::{Address as _, Ipv4, Ipv6, Macs},
     checksum,
     flow::{Hop, Side},
     layout::{Interface, XDP_TARGET},
     reason::Reason,
     rule::{ACTIVE, HAIRPIN, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
-    wire::{icmp, ipv4, tcp, udp},
+    wire::{icmp, ipv4, ipv6, tcp, udp},
 };
 
 pub const W: [u8; 4] = [203, 0, 113, 1];
@@ -71,6 +71,9 @@ pub const RULES: &[RuleSpec] = &[
     rule(BOTH, (65_535, 65_535), SERVER, (65_535, 65_535)),
 ];
 
+/// From here on the slots are those of the same rules in IPv6, from twin to twin.
+pub const IPV6_SLOTS: u32 = RULES.len() as u32;
+
 /// List, network, prefix length.
 pub const ALLOWED: (u32, [u8; 4], u32) = (1, OTHER_CLIENT, 32);
 
@@ -112,9 +115,9 @@ impl Router {
                 mtu: 0,
                 from_xdp: 0,
             },
-            next_hop: Ipv4::default(),
+            next_hop: Ipv6::default(),
         };
-        let silent = |side| Route::Unresolved { ifindex: self.interface(side).0, next_hop: Ipv4::default() };
+        let silent = |side| Route::Unresolved { ifindex: self.interface(side).0, next_hop: Ipv6::default() };
         machine.routes = vec![
             (SERVER, 32, via(Side::Internal, SERVER_MAC)),
             (OTHER_SERVER, 32, via(Side::Internal, SERVER_MAC)),
@@ -126,10 +129,15 @@ impl Router {
         ];
         machine.allow = vec![ALLOWED];
         machine.own = vec![Ipv4::new(W), Ipv4::new(GATEWAY)];
+        let (w, w_twin) = (Ipv4::new(W).mapped(), Ipv6::new(twin(W)));
         for (slot, spec) in (0..).zip(RULES) {
-            machine.rules.insert(slot, spec.line());
-            for (key, at) in spec.places() {
-                machine.pages.entry(key).or_insert(Page::EMPTY).slots[at] = slot + 1;
+            let target = Ipv4::new(spec.target).mapped();
+            let target_twin = Ipv6::new(twin(spec.target));
+            for (slot, w, target) in [(slot, w, target), (slot + IPV6_SLOTS, w_twin, target_twin)] {
+                machine.rules.insert(slot, spec.line(target));
+                for (key, at) in spec.places(w) {
+                    machine.pages.entry(key).or_insert(Page::EMPTY).slots[at] = slot + 1;
+                }
             }
         }
         machine
@@ -138,7 +146,7 @@ impl Router {
 
 impl RuleSpec {
     /// The rule's line in the kernel, of epoch 7.
-    pub fn line(&self) -> Rule<Ipv4> {
+    fn line(&self, target: Ipv6) -> Rule {
         let one = if self.target_ports.0 == self.target_ports.1 { ONE_TARGET_PORT } else { 0 };
         Rule {
             expires: if self.expired { 1 } else { u64::MAX },
@@ -146,7 +154,8 @@ impl RuleSpec {
             tcp_epoch: 7,
             udp_epoch: 7,
             allow_list: self.allow_list,
-            target: Ipv4::new(self.target),
+            target,
+            padding: 0,
             target_port: self.target_ports.0,
             external_port: self.ports.0,
             external_last: self.ports.1,
@@ -154,11 +163,11 @@ impl RuleSpec {
     }
 
     /// Where its ports stand in the port map.
-    pub fn places(&self) -> Vec<(PageKey<Ipv4>, usize)> {
+    fn places(&self, w: Ipv6) -> Vec<(PageKey, usize)> {
         let mut places = Vec::new();
         for &protocol in self.protocols {
             for port in self.ports.0..=self.ports.1 {
-                places.push((PageKey::new(Ipv4::new(W), protocol, port), usize::from(port) % PAGE_PORTS));
+                places.push((PageKey::new(w, protocol, port), usize::from(port) % PAGE_PORTS));
             }
         }
         places
@@ -168,6 +177,9 @@ impl RuleSpec {
 /// A frame to be, right in every field unless one is set otherwise.
 #[derive(Clone, Debug)]
 pub struct FrameSpec {
+    /// Over IPv6, between the twins of its addresses. Then these are its extension headers; what only
+    /// IPv4 has is not said.
+    pub ipv6: Option<Vec<u8>>,
     pub macs: ([u8; 6], [u8; 6]),
     pub src: ([u8; 4], u16),
     pub dst: ([u8; 4], u16),
@@ -192,6 +204,7 @@ impl FrameSpec {
     /// From the client to the router's external address.
     pub fn inward(router: &Router, protocol: u8, src: ([u8; 4], u16), port: u16) -> Self {
         Self {
+            ipv6: None,
             macs: (router.wan.1, CLIENT_MAC),
             src,
             dst: (W, port),
@@ -216,12 +229,20 @@ impl FrameSpec {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let l4 = self.transport();
+        let (dst, src) = self.macs;
+        let (ether_type, ip) = match &self.ipv6 {
+            None => ([0x08, 0x00], self.ipv4_header()),
+            Some(extensions) => ([0x86, 0xdd], self.ipv6_header(extensions)),
+        };
+        [&dst[..], &src[..], &ether_type, &ip, &self.transport(), &self.padding].concat()
+    }
+
+    fn ipv4_header(&self) -> Vec<u8> {
         let header_len = 20 + self.option_words * 4;
         let mut ip = vec![0; header_len];
         ip[0] = 0x40 | (header_len / 4) as u8;
         ip[1] = self.tos;
-        ip[2..4].copy_from_slice(&((header_len + l4.len()) as u16).to_be_bytes());
+        ip[2..4].copy_from_slice(&((header_len + self.transport().len()) as u16).to_be_bytes());
         ip[4..6].copy_from_slice(&self.id.to_be_bytes());
         ip[6] = if self.dont_fragment { 0x40 } else { 0 };
         ip[8] = self.ttl;
@@ -231,9 +252,21 @@ impl FrameSpec {
         ip[20..].fill(1);
         let sum = internet_checksum(&[&ip]);
         ip[10..12].copy_from_slice(&sum);
+        ip
+    }
 
-        let (dst, src) = self.macs;
-        [&dst[..], &src[..], &[8, 0], &ip, &l4, &self.padding].concat()
+    fn ipv6_header(&self, extensions: &[u8]) -> Vec<u8> {
+        let next = |at: usize| extensions.get(at).copied().unwrap_or(self.protocol);
+        let payload_len = extensions.len() * 8 + self.transport().len();
+        let mut ip = ipv6_header(next(0), self.ttl, self.src.0, self.dst.0, payload_len);
+        ip[0..2].copy_from_slice(&(0x6000 | u16::from(self.tos) << 4).to_be_bytes());
+        for at in 0..extensions.len() {
+            // Eight bytes each: options are all padding (PadN), a routing header has no station left.
+            let has_options = matches!(extensions[at], ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS);
+            ip.extend([next(at + 1), 0]);
+            ip.extend(if has_options { [1, 4, 0, 0, 0, 0] } else { [0; 6] });
+        }
+        ip
     }
 
     fn transport(&self) -> Vec<u8> {
@@ -251,8 +284,12 @@ impl FrameSpec {
             udp::CHECKSUM
         };
         l4.extend(&self.payload);
+        let addresses = match self.ipv6 {
+            None => [self.src.0, self.dst.0].concat(),
+            Some(_) => [twin(self.src.0), twin(self.dst.0)].concat(),
+        };
         let len = (l4.len() as u16).to_be_bytes();
-        let mut sum = internet_checksum(&[&self.src.0, &self.dst.0, &[0, self.protocol], &len, &l4]);
+        let mut sum = internet_checksum(&[&addresses, &[0, self.protocol], &len, &l4]);
         if self.protocol == udp::NUMBER && sum == [0, 0] {
             sum = [0xff, 0xff];
         }
@@ -263,9 +300,21 @@ impl FrameSpec {
     }
 }
 
+/// The fixed part, between the twins of the addresses.
+fn ipv6_header(next: u8, hop_limit: u8, src: [u8; 4], dst: [u8; 4], payload_len: usize) -> Vec<u8> {
+    let mut ip = vec![0x60, 0, 0, 0];
+    ip.extend((payload_len as u16).to_be_bytes());
+    ip.extend([next, hop_limit]);
+    ip.extend(twin(src));
+    ip.extend(twin(dst));
+    ip
+}
+
 /// An ICMP error about the IP packet that `quote` begins with.
 #[derive(Clone, Debug)]
 pub struct ErrorSpec {
+    /// Over IPv6, between the twins of its addresses.
+    pub ipv6: bool,
     pub macs: ([u8; 6], [u8; 6]),
     pub src: [u8; 4],
     pub dst: [u8; 4],
@@ -282,13 +331,21 @@ impl ErrorSpec {
     pub fn new(router: &Router, side: Side, src: [u8; 4], dst: [u8; 4], quote: &[u8]) -> Self {
         let neighbour = if side == Side::External { CLIENT_MAC } else { SERVER_MAC };
         let macs = (router.interface(side).1, neighbour);
-        Self { macs, src, dst, ttl: 64, kind: (3, 4), rest: [0, 0, 5, 0], quote: quote.to_vec() }
+        let (ipv6, rest) = (false, [0, 0, 5, 0]);
+        Self { ipv6, macs, src, dst, ttl: 64, kind: (3, 4), rest, quote: quote.to_vec() }
     }
 
     pub fn bytes(&self) -> Vec<u8> {
         let mut icmp = vec![self.kind.0, self.kind.1, 0, 0];
         icmp.extend(self.rest);
         icmp.extend(&self.quote);
+        if self.ipv6 {
+            let ip = ipv6_header(icmp::NUMBER_V6, self.ttl, self.src, self.dst, icmp.len());
+            let len = (icmp.len() as u32).to_be_bytes();
+            let sum = internet_checksum(&[&ip[8..40], &len, &[0, icmp::NUMBER_V6], &icmp]);
+            icmp[2..4].copy_from_slice(&sum);
+            return [&self.macs.0[..], &self.macs.1[..], &[0x86, 0xdd], &ip, &icmp].concat();
+        }
         let sum = internet_checksum(&[&icmp]);
         icmp[2..4].copy_from_slice(&sum);
         let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, self.ttl, icmp::NUMBER, 0, 0];
@@ -303,6 +360,9 @@ impl ErrorSpec {
 
 /// A frame's IP packet in fragments of this much payload, a multiple of eight bytes.
 pub fn fragmented(frame: &[u8], length: usize) -> Vec<Vec<u8>> {
+    if frame[12..14] == [0x86, 0xdd] {
+        return ipv6_fragmented(frame, length);
+    }
     let header_len = usize::from(frame[14] & 0x0f) * 4;
     let packet_len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
     let (header, payload) = frame[14..14 + packet_len].split_at(header_len);
@@ -319,6 +379,29 @@ pub fn fragmented(frame: &[u8], length: usize) -> Vec<Vec<u8>> {
         [&frame[..14], &ip, piece].concat()
     };
     pieces.map(piece).collect()
+}
+
+/// All extension headers of the frame's packet are repeated in each fragment.
+fn ipv6_fragmented(frame: &[u8], length: usize) -> Vec<Vec<u8>> {
+    let packet_len = 40 + usize::from(u16::from_be_bytes([frame[18], frame[19]]));
+    let packet = &frame[14..14 + packet_len];
+    let (mut next_at, mut header_len) = (6, 40);
+    while matches!(packet[next_at], ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::DESTINATION_OPTIONS) {
+        (next_at, header_len) = (header_len, header_len + (usize::from(packet[header_len + 1]) + 1) * 8);
+    }
+    let (header, payload) = packet.split_at(header_len);
+    let last = payload.len().div_ceil(length) - 1;
+    let piece = |(at, piece): (usize, &[u8])| {
+        let mut ip = header.to_vec();
+        let next = std::mem::replace(&mut ip[next_at], ipv6::FRAGMENT);
+        ip[4..6].copy_from_slice(&((header_len - 40 + 8 + piece.len()) as u16).to_be_bytes());
+        let more = if at == last { 0 } else { ipv6::MF };
+        ip.extend([next, 0]);
+        ip.extend(((at * length) as u16 | more).to_be_bytes());
+        ip.extend(0x00c0_ffee_u32.to_be_bytes());
+        [&frame[..14], &ip, piece].concat()
+    };
+    payload.chunks(length).enumerate().map(piece).collect()
 }
 
 /// TCP's flag bits.

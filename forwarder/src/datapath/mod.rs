@@ -79,15 +79,25 @@ impl Default for Timeouts {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TableSizes {
     pub rules: u32,
-    /// Established sessions.
+    /// Established sessions over IPv4.
     pub flows: u32,
-    /// Sessions that are not established yet.
+    /// Sessions over IPv4 that are not established yet.
     pub half_open: u32,
+    /// Established sessions over IPv6.
+    pub flows_ipv6: u32,
+    /// Sessions over IPv6 that are not established yet.
+    pub half_open_ipv6: u32,
 }
 
 impl Default for TableSizes {
     fn default() -> Self {
-        TableSizes { rules: 16_384, flows: 262_144, half_open: 65_536 }
+        TableSizes {
+            rules: 16_384,
+            flows: 262_144,
+            half_open: 65_536,
+            flows_ipv6: 65_536,
+            half_open_ipv6: 32_768,
+        }
     }
 }
 

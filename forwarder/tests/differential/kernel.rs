@@ -1,5 +1,7 @@
 //! The programs and maps in the kernel, on a router whose routes and neighbours are those of the scenario.
 
+use std::net::IpAddr;
+
 use aya::{
     Ebpf, EbpfLoader, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie},
@@ -7,17 +9,19 @@ use aya::{
 };
 use forwarder::datapath::kernel::object;
 use forwarder_common::{
-    address::Ipv4,
+    address::{Address, Ipv4, Ipv6},
+    family::Family,
     flow::{Flow, FlowKey, Side},
     fragment::{FragmentKey, Train},
     layout::{Count, Hook, Interface, REASON_COUNTERS, RuleCounters, Settings, reason_index},
     model::{
         Counts, Tables,
-        scenario::{CLIENT, CLIENT_MAC, OTHER_SERVER, Router, SERVER, SERVER_MAC},
+        scenario::{CLIENT, CLIENT_MAC, GATEWAY, OTHER_SERVER, Router, SERVER, SERVER_MAC, W},
+        twin,
     },
     pipeline::Outcome,
     reason::Reason,
-    rule::{ALLOW_LIST_BITS, AllowKey, Page, PageKey, Rule},
+    rule::{ALLOW_LIST_BITS, AllowKey, MAPPED_BITS, Page, PageKey, Rule},
 };
 use testbed::{End, Host, veth};
 
@@ -28,7 +32,56 @@ const RULES: u32 = 64;
 const XDP_MD: (usize, usize, usize) = (24, 4, 12);
 const SK_BUFF: (usize, usize) = (192, 40);
 
-type FlowMap = HashMap<MapData, FlowKey<Ipv4>, Flow<Ipv4>>;
+/// The tables of one family.
+struct Maps<A: Address> {
+    flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    half_open: HashMap<MapData, FlowKey<A>, Flow<A>>,
+    trains: HashMap<MapData, FragmentKey<A>, Train>,
+}
+
+impl<A: Address> Maps<A> {
+    fn take(ebpf: &mut Ebpf, suffix: &str) -> Self {
+        let mut map = |name: &str| ebpf.take_map(&format!("{name}{suffix}")).unwrap();
+        Self {
+            flows: map("FLOWS").try_into().unwrap(),
+            half_open: map("HALF_OPEN").try_into().unwrap(),
+            trains: map("FRAGMENTS").try_into().unwrap(),
+        }
+    }
+
+    fn clear(&mut self) {
+        for map in [&mut self.flows, &mut self.half_open] {
+            let keys: Vec<_> = map.keys().collect::<Result<_, _>>().unwrap();
+            for key in keys {
+                map.remove(&key).unwrap();
+            }
+        }
+        let trains: Vec<_> = self.trains.keys().collect::<Result<_, _>>().unwrap();
+        for key in trains {
+            self.trains.remove(&key).unwrap();
+        }
+    }
+}
+
+/// A family whose tables the kernel has.
+pub trait Tabled: Family {
+    #[expect(private_interfaces, reason = "it is for this module, the trait's name for the next")]
+    fn maps(kernel: &Kernel) -> &Maps<Self>;
+}
+
+impl Tabled for Ipv4 {
+    #[expect(private_interfaces, reason = "as above")]
+    fn maps(kernel: &Kernel) -> &Maps<Self> {
+        &kernel.ipv4
+    }
+}
+
+impl Tabled for Ipv6 {
+    #[expect(private_interfaces, reason = "as above")]
+    fn maps(kernel: &Kernel) -> &Maps<Self> {
+        &kernel.ipv6
+    }
+}
 
 pub struct Kernel {
     host: Host,
@@ -36,9 +89,8 @@ pub struct Kernel {
     _peers: [Host; 2],
     router: Router,
     ebpf: Ebpf,
-    flows: FlowMap,
-    half_open: FlowMap,
-    trains: HashMap<MapData, FragmentKey<Ipv4>, Train>,
+    ipv4: Maps<Ipv4>,
+    ipv6: Maps<Ipv6>,
     reasons: PerCpuArray<MapData, Count>,
     rules: PerCpuArray<MapData, RuleCounters>,
 }
@@ -60,28 +112,30 @@ impl Kernel {
         for (index, interface) in &machine.interfaces {
             map.insert(index, interface, 0).unwrap();
         }
-        let mut map: HashMap<_, PageKey<Ipv4>, Page> = ebpf.map_mut("PORTS").unwrap().try_into().unwrap();
+        let mut map: HashMap<_, PageKey, Page> = ebpf.map_mut("PORTS").unwrap().try_into().unwrap();
         for (key, page) in &machine.pages {
             map.insert(key, page, 0).unwrap();
         }
-        let mut map: Array<_, Rule<Ipv4>> = ebpf.map_mut("RULES").unwrap().try_into().unwrap();
+        let mut map: Array<_, Rule> = ebpf.map_mut("RULES").unwrap().try_into().unwrap();
         for (slot, rule) in &machine.rules {
             map.set(*slot, rule, 0).unwrap();
         }
-        let mut map: lpm_trie::LpmTrie<_, AllowKey<Ipv4>, u8> =
-            ebpf.map_mut("ALLOW").unwrap().try_into().unwrap();
+        let mut map: lpm_trie::LpmTrie<_, AllowKey, u8> = ebpf.map_mut("ALLOW").unwrap().try_into().unwrap();
         for (list, network, prefix_len) in &machine.allow {
-            let key = AllowKey { list: list.to_be_bytes(), source: Ipv4::new(*network) };
-            map.insert(&lpm_trie::Key::new(ALLOW_LIST_BITS + prefix_len, key), 1, 0).unwrap();
+            for source in [Ipv4::new(*network).mapped(), Ipv6::new(twin(*network))] {
+                let key = AllowKey { list: list.to_be_bytes(), source };
+                let bits = ALLOW_LIST_BITS + MAPPED_BITS + prefix_len;
+                map.insert(&lpm_trie::Key::new(bits, key), 1, 0).unwrap();
+            }
         }
-        let mut map: HashMap<_, Ipv4, u8> = ebpf.map_mut("OWN").unwrap().try_into().unwrap();
+        let mut map: HashMap<_, Ipv6, u8> = ebpf.map_mut("OWN").unwrap().try_into().unwrap();
         for address in &machine.own {
-            map.insert(address, 1, 0).unwrap();
+            map.insert(address.mapped(), 1, 0).unwrap();
+            map.insert(Ipv6::new(twin(address.bytes())), 1, 0).unwrap();
         }
         Self {
-            flows: ebpf.take_map("FLOWS").unwrap().try_into().unwrap(),
-            half_open: ebpf.take_map("HALF_OPEN").unwrap().try_into().unwrap(),
-            trains: ebpf.take_map("FRAGMENTS").unwrap().try_into().unwrap(),
+            ipv4: Maps::take(&mut ebpf, ""),
+            ipv6: Maps::take(&mut ebpf, "_IPV6"),
             reasons: ebpf.take_map("REASON_COUNTERS").unwrap().try_into().unwrap(),
             rules: ebpf.take_map("RULE_COUNTERS").unwrap().try_into().unwrap(),
             host,
@@ -106,16 +160,8 @@ impl Kernel {
 
     /// Ends all flows and zeroes all counters.
     pub fn clear(&mut self) {
-        for map in [&mut self.flows, &mut self.half_open] {
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>().unwrap();
-            for key in keys {
-                map.remove(&key).unwrap();
-            }
-        }
-        let trains: Vec<_> = self.trains.keys().collect::<Result<_, _>>().unwrap();
-        for key in trains {
-            self.trains.remove(&key).unwrap();
-        }
+        self.ipv4.clear();
+        self.ipv6.clear();
         let cpus = aya::util::nr_cpus().unwrap();
         for index in 0..REASON_COUNTERS as u32 {
             let zeroes = PerCpuValues::try_from(vec![Count::default(); cpus]).unwrap();
@@ -150,10 +196,11 @@ impl Kernel {
     }
 
     /// Times and hops are left out: the model has another clock.
-    pub fn compare_flows(&self, model: &Tables) -> Result<(), String> {
+    pub fn compare_flows<A: Tabled>(&self, model: &Tables<A>) -> Result<(), String> {
+        let maps = A::maps(self);
         for (name, map, model) in [
-            ("established", &self.flows, &model.established),
-            ("half-open", &self.half_open, &model.half_open),
+            ("established", &maps.flows, &model.established),
+            ("half-open", &maps.half_open, &model.half_open),
         ] {
             let mut left = model.clone();
             for entry in map.iter() {
@@ -210,7 +257,7 @@ fn add(mut sum: RuleCounters, cpu: RuleCounters) -> RuleCounters {
     sum
 }
 
-fn timeless(flow: Flow<Ipv4>) -> Flow<Ipv4> {
+fn timeless<A: Address>(flow: Flow<A>) -> Flow<A> {
     let mtu = flow.hop.mtu;
     Flow {
         last_seen: 0,
@@ -270,9 +317,17 @@ fn network(flags: u8) -> anyhow::Result<(Host, [Host; 2], Router)> {
     veth(&End::new(&host, "wan").address("203.0.113.1/24"), &End::new(&peers[0], "eth0"))?;
     veth(&End::new(&host, "lan").address("10.0.0.1/24"), &End::new(&peers[1], "eth0"))?;
     host.sysctl("net.ipv4.ip_forward", "1")?;
+    host.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+    for (address, interface) in [(W, "wan"), (GATEWAY, "lan")] {
+        let address = std::net::Ipv6Addr::from(twin(address));
+        host.ip(&format!("addr add {address}/120 dev {interface} nodad"))?;
+    }
     let neighbour = |address: [u8; 4], mac: [u8; 6], interface: &str| {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        host.ip(&format!("neigh replace {} lladdr {mac} dev {interface}", std::net::Ipv4Addr::from(address)))
+        for address in [IpAddr::from(address), IpAddr::from(twin(address))] {
+            host.ip(&format!("neigh replace {address} lladdr {mac} dev {interface}"))?;
+        }
+        anyhow::Ok(())
     };
     neighbour(CLIENT, CLIENT_MAC, "wan")?;
     neighbour(SERVER, SERVER_MAC, "lan")?;
@@ -290,7 +345,7 @@ fn load() -> anyhow::Result<Ebpf> {
     for map in ["RULES", "PROBES", "RULE_COUNTERS"] {
         loader.map_max_entries(map, RULES);
     }
-    for map in ["PORTS", "ALLOW", "FLOWS", "HALF_OPEN"] {
+    for map in ["PORTS", "ALLOW", "FLOWS", "HALF_OPEN", "FLOWS_IPV6", "HALF_OPEN_IPV6"] {
         loader.map_max_entries(map, 1 << 16);
     }
     let mut ebpf = loader.load(object())?;

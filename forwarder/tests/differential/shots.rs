@@ -1,18 +1,19 @@
 //! Random frames, most of them near something that matters.
 
 use forwarder_common::{
-    address::Ipv4,
+    address::Ipv6,
+    family::Family,
     flow::{FlowKey, INWARD, OUTWARD, Side},
     layout::Hook,
     model::{
-        Tables,
+        Tables, original,
         scenario::{
             CLIENT, ErrorSpec, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, RULES, Router,
             SERVER, W, fragmented,
             tcp_flags::{ACK, FIN, RST, SYN},
         },
     },
-    wire::{tcp, udp},
+    wire::{ipv6, tcp, udp},
 };
 
 /// A frame on one of the router's interfaces.
@@ -23,14 +24,20 @@ pub struct Shot {
 }
 
 /// The keys of one direction, sorted: maps walk in another order each time, and a seed is to say all.
-fn keys(flows: &Tables, direction: u8) -> Vec<FlowKey<Ipv4>> {
+fn keys<A: Family>(flows: &Tables<A>, direction: u8) -> Vec<FlowKey<A>> {
     let tables = [&flows.half_open, &flows.established];
     let entries =
         tables.iter().flat_map(|table| table.iter()).filter(|(_, flow)| flow.direction == direction);
     let mut keys: Vec<_> = entries.map(|(key, _)| *key).collect();
     keys.sort_by_key(|key| {
         let tuple = key.tuple;
-        (key.protocol, tuple.src.bytes(), tuple.src_port.number(), tuple.dst.bytes(), tuple.dst_port.number())
+        (
+            key.protocol,
+            original(tuple.src),
+            tuple.src_port.number(),
+            original(tuple.dst),
+            tuple.dst_port.number(),
+        )
     });
     keys
 }
@@ -68,25 +75,33 @@ impl Random {
     }
 
     /// The next frame, with a mind to the flows that there are.
-    pub fn shot(&mut self, router: &Router, hook: Hook, flows: &Tables) -> Shot {
+    pub fn shot<A: Family>(&mut self, router: &Router, hook: Hook, flows: &Tables<A>) -> Shot {
         let side = if hook == Hook::TcEgress || self.chance(2) { Side::Internal } else { Side::External };
         let mut spec = match side {
             Side::External => self.inward(router, flows),
             Side::Internal => self.outward(router, flows),
         };
         self.vary(&mut spec);
+        if A::ETHER_TYPE == Ipv6::ETHER_TYPE {
+            spec.ipv6 = Some(self.extensions());
+        }
         let mut bytes = if self.chance(6) { self.error(router, side, flows, &spec) } else { spec.bytes() };
         if self.chance(10) {
             bytes = self.fragment(&bytes);
         }
         if self.chance(12) {
-            // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb with IPv4 also that.
-            self.damage(&mut bytes, if hook == Hook::Xdp { 14 } else { 34 });
+            // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb also that of IP.
+            let least = match hook {
+                Hook::Xdp => 14,
+                _ if A::ETHER_TYPE == Ipv6::ETHER_TYPE => 54,
+                _ => 34,
+            };
+            self.damage(&mut bytes, least);
         }
         Shot { side, bytes }
     }
 
-    fn inward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
+    fn inward<A: Family>(&mut self, router: &Router, flows: &Tables<A>) -> FrameSpec {
         let rule = self.pick(RULES);
         let ports =
             [rule.ports.0, rule.ports.1, rule.ports.0 / 2 + rule.ports.1 / 2, rule.ports.1.wrapping_add(1)];
@@ -105,7 +120,7 @@ impl Random {
             spec = FrameSpec::inward(
                 router,
                 protocol,
-                (tuple.src.bytes(), tuple.src_port.number()),
+                (original(tuple.src), tuple.src_port.number()),
                 tuple.dst_port.number(),
             );
             spec.flags = ACK;
@@ -114,7 +129,7 @@ impl Random {
         spec
     }
 
-    fn outward(&mut self, router: &Router, flows: &Tables) -> FrameSpec {
+    fn outward<A: Family>(&mut self, router: &Router, flows: &Tables<A>) -> FrameSpec {
         let keys = keys(flows, OUTWARD);
         if self.chance(5) {
             let src = (self.pick(&[OTHER_SERVER, SERVER, CLIENT]), 40_000 + self.below(2) as u16);
@@ -127,8 +142,8 @@ impl Random {
         } else {
             let key = self.pick(&keys);
             let tuple = key.tuple;
-            let src = (tuple.src.bytes(), tuple.src_port.number());
-            FrameSpec::outward(router, key.protocol, src, (tuple.dst.bytes(), tuple.dst_port.number()))
+            let src = (original(tuple.src), tuple.src_port.number());
+            FrameSpec::outward(router, key.protocol, src, (original(tuple.dst), tuple.dst_port.number()))
         };
         spec.flags = self.pick(&[SYN | ACK, SYN | ACK, ACK]);
         spec
@@ -143,7 +158,13 @@ impl Random {
     }
 
     /// An ICMP error that arrives on `side`, about a packet of some flow, or about `spec`.
-    fn error(&mut self, router: &Router, side: Side, flows: &Tables, spec: &FrameSpec) -> Vec<u8> {
+    fn error<A: Family>(
+        &mut self,
+        router: &Router,
+        side: Side,
+        flows: &Tables<A>,
+        spec: &FrameSpec,
+    ) -> Vec<u8> {
         let mut about = spec.clone();
         let mut keys = keys(flows, if side == Side::External { INWARD } else { OUTWARD });
         keys.truncate(4);
@@ -151,14 +172,18 @@ impl Random {
             let key = self.pick(&keys);
             let tuple = key.tuple.reversed();
             about.protocol = key.protocol;
-            about.src = (tuple.src.bytes(), tuple.src_port.number());
-            about.dst = (tuple.dst.bytes(), tuple.dst_port.number());
+            about.src = (original(tuple.src), tuple.src_port.number());
+            about.dst = (original(tuple.dst), tuple.dst_port.number());
         }
         let quoted = &about.bytes()[14..];
-        let length = self.pick(&[28, 40, quoted.len(), self.0 as usize % 64]).min(quoted.len());
+        let length = self.pick(&[28, 48, 60, quoted.len(), self.0 as usize % 64]).min(quoted.len());
         let hop = self.pick(&[NOWHERE, NOWHERE, SERVER, W, GATEWAY]);
         let mut error = ErrorSpec::new(router, side, hop, about.src.0, &quoted[..length]);
-        error.kind = self.pick(&[(3, 3), (3, 4), (11, 0), (12, 0), (8, 0), (5, 1)]);
+        error.ipv6 = about.ipv6.is_some();
+        error.kind = match error.ipv6 {
+            false => self.pick(&[(3, 3), (3, 4), (11, 0), (12, 0), (8, 0), (5, 1)]),
+            true => self.pick(&[(1, 4), (2, 0), (3, 0), (4, 1), (128, 0), (137, 0)]),
+        };
         error.ttl = spec.ttl;
         let mut bytes = error.bytes();
         if self.chance(8) {
@@ -166,6 +191,14 @@ impl Random {
             bytes[at] ^= 1 << self.below(8);
         }
         bytes
+    }
+
+    /// Mostly none, seldom more than are looked through.
+    fn extensions(&mut self) -> Vec<u8> {
+        const ALL: [u8; 5] =
+            [ipv6::HOP_BY_HOP, ipv6::ROUTING, ipv6::DESTINATION_OPTIONS, ipv6::DESTINATION_OPTIONS, 51];
+        let most = self.pick(&[0, 0, 0, 0, 0, 1, 1, 2, 7]);
+        (0..self.below(most + 1)).map(|_| self.pick(&ALL)).collect()
     }
 
     fn vary(&mut self, spec: &mut FrameSpec) {

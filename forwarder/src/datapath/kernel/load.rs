@@ -59,7 +59,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
     fs::create_dir_all(&maps).with_context(|| format!("cannot create {}", maps.display()))?;
     check_layout(&maps)?;
 
-    let TableSizes { rules, flows, half_open } = options.tables;
+    let TableSizes { rules, flows, half_open, flows_ipv6, half_open_ipv6 } = options.tables;
     let sizes = [
         ("RULES", rules),
         ("PROBES", rules),
@@ -68,6 +68,8 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         ("ALLOW", ALLOW_CAPACITY),
         ("FLOWS", flows.saturating_mul(2)),
         ("HALF_OPEN", half_open.saturating_mul(2)),
+        ("FLOWS_IPV6", flows_ipv6.saturating_mul(2)),
+        ("HALF_OPEN_IPV6", half_open_ipv6.saturating_mul(2)),
     ];
     let mut loader = EbpfLoader::new();
     for (name, wanted) in sizes {

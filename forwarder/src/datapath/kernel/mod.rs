@@ -23,7 +23,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use flows::FlowTables;
 use forwarder_common::{
-    address::Ipv4,
+    address::Ipv6,
     flow::Side,
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
@@ -45,7 +45,7 @@ pub struct KernelDatapath {
     ports: Vec<ConfiguredPort>,
     settings: Array<MapData, Settings>,
     interfaces: maps::HashMap<MapData, u32, layout::Interface>,
-    own: maps::HashMap<MapData, Ipv4, u8>,
+    own: maps::HashMap<MapData, Ipv6, u8>,
     reasons: PerCpuArray<MapData, layout::Count>,
     rules: RuleTables,
     flows: FlowTables,
@@ -122,9 +122,7 @@ impl KernelDatapath {
 
     /// Maps that are adopted have the size that they were made with.
     fn compare_sizes(&self, wanted: TableSizes) {
-        let TableSizes { rules, flows, half_open } = wanted;
-        let entries = |sessions: u32| u64::from(sessions) * 2;
-        if self.rules.capacity() != rules || self.flows.capacity() != [entries(flows), entries(half_open)] {
+        if self.rules.capacity() != wanted.rules || self.flows.capacity() != FlowTables::entries(wanted) {
             log::warn!(
                 "the pinned maps keep their sizes; `forwarderd detach` before a start gives them those configured, and ends all flows"
             );
@@ -223,13 +221,8 @@ impl KernelDatapath {
 
     fn write_own(&mut self, network: &Network) -> Result<()> {
         let addresses = network.interfaces.iter().flat_map(|interface| &interface.addresses);
-        let wanted: HashSet<Ipv4> = addresses
-            .filter_map(|address| match address {
-                IpAddr::V4(address) => Some(Ipv4::new(address.octets())),
-                IpAddr::V6(_) => None,
-            })
-            .collect();
-        let there: HashSet<Ipv4> = self.own.keys().collect::<Result<_, _>>()?;
+        let wanted: HashSet<Ipv6> = addresses.map(|address| rules::mapped_address(*address)).collect();
+        let there: HashSet<Ipv6> = self.own.keys().collect::<Result<_, _>>()?;
         for address in wanted.difference(&there) {
             self.own.insert(address, 1, 0).context("cannot write the router's addresses")?;
         }
@@ -377,13 +370,10 @@ impl Datapath for KernelDatapath {
             entries: entries as u64,
             capacity: u64::from(capacity),
         };
-        let [flows, half_open] = self.flows.fill(&self.rules)?;
-        Ok(vec![
-            fill("rules", rules, self.rules.capacity()),
-            fill("ports", pages, load::PORTS_CAPACITY),
-            flows,
-            half_open,
-        ])
+        let mut tables =
+            vec![fill("rules", rules, self.rules.capacity()), fill("ports", pages, load::PORTS_CAPACITY)];
+        tables.extend(self.flows.fill(&self.rules)?);
+        Ok(tables)
     }
 
     fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {

@@ -5,18 +5,18 @@ use std::{
     net::IpAddr,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{self, Array, MapData, PerCpuArray, PerCpuValues, lpm_trie},
 };
 use forwarder_common::{
-    address::Ipv4,
+    address::{Address as _, Ipv4, Ipv6},
     layout::RuleCounters,
-    rule::{self, ALLOW_LIST_BITS, AllowKey, Page, PageKey},
+    rule::{self, ALLOW_LIST_BITS, AllowKey, MAPPED_BITS, Page, PageKey},
     wire::{tcp, udp},
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{clock::Offset, take};
 use crate::{
@@ -24,8 +24,8 @@ use crate::{
     rule::{PortRange, Protocol},
 };
 
-type Line = rule::Rule<Ipv4>;
-type Pages = HashMap<PageKey<Ipv4>, Page>;
+type Line = rule::Rule;
+type Pages = HashMap<PageKey, Page>;
 
 /// A line that no packet takes part in.
 const EMPTY: Line = Line {
@@ -34,17 +34,28 @@ const EMPTY: Line = Line {
     tcp_epoch: 0,
     udp_epoch: 0,
     allow_list: 0,
-    target: Ipv4::new([0; 4]),
+    target: Ipv6::UNSPECIFIED,
     target_port: 0,
     external_port: 0,
     external_last: 0,
+    padding: 0,
 };
+
+/// The lines of all slots, for a look at many flows.
+pub struct Lines(Vec<Line>);
+
+impl Lines {
+    /// The line of a slot, if there may be a rule.
+    pub fn get(&self, slot: u32) -> Option<&Line> {
+        self.0.get(slot as usize)
+    }
+}
 
 /// The maps that rules are made of, and what is in them.
 pub struct RuleTables {
     lines: Array<MapData, Line>,
-    ports: maps::HashMap<MapData, PageKey<Ipv4>, Page>,
-    allow: lpm_trie::LpmTrie<MapData, AllowKey<Ipv4>, u8>,
+    ports: maps::HashMap<MapData, PageKey, Page>,
+    allow: lpm_trie::LpmTrie<MapData, AllowKey, u8>,
     counters: PerCpuArray<MapData, RuleCounters>,
     /// By slot; slots not in it hold the empty line.
     applied: BTreeMap<u32, Applied>,
@@ -89,10 +100,8 @@ impl RuleTables {
         let mut lists: HashMap<u32, Vec<IpNet>> = HashMap::new();
         for key in self.allow.keys() {
             let key = key?;
-            let bits = key.prefix_len().saturating_sub(ALLOW_LIST_BITS) as u8;
             let list = u32::from_be_bytes(key.data().list);
-            let net = Ipv4Net::new(key.data().source.bytes().into(), bits)?;
-            lists.entry(list).or_default().push(net.into());
+            lists.entry(list).or_default().push(network(&key)?);
         }
         self.next_list = lists.keys().max().map_or(1, |list| list + 1);
         for slot in 0..self.lines.len() {
@@ -125,9 +134,14 @@ impl RuleTables {
         (self.applied.len(), self.pages.len())
     }
 
-    /// The line of a slot, if a rule is there.
-    pub fn line(&self, slot: u32) -> Option<&Line> {
-        self.applied.get(&slot).map(|applied| &applied.line)
+    /// The lines as they are now.
+    pub fn lines(&self) -> Lines {
+        let slots = self.applied.keys().next_back().map_or(0, |last| *last as usize + 1);
+        let mut lines = vec![EMPTY; slots];
+        for (slot, applied) in &self.applied {
+            lines[*slot as usize] = applied.line;
+        }
+        Lines(lines)
     }
 
     /// Makes the maps equal to `wanted`.
@@ -144,7 +158,7 @@ impl RuleTables {
     }
 
     fn write(&mut self, wanted: &[KernelRule]) -> Result<()> {
-        let pages = pages(wanted)?;
+        let pages = pages(wanted);
         self.follow_clock()?;
         for rule in wanted {
             self.write_line(rule).with_context(|| format!("cannot write rule slot {}", rule.slot))?;
@@ -206,7 +220,7 @@ impl RuleTables {
             Some(before) if same_list => before.line.allow_list,
             _ => self.insert_list(&allow)?,
         };
-        let mut line = line(wanted, list, self.offset)?;
+        let mut line = line(wanted, list, self.offset);
         match &before {
             Some(before) => {
                 if same_expiry(before, wanted, &line) {
@@ -246,8 +260,7 @@ impl RuleTables {
                 self.pages.insert(*key, *page);
             }
         }
-        let gone: Vec<PageKey<Ipv4>> =
-            self.pages.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let gone: Vec<PageKey> = self.pages.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
         for key in gone {
             self.ports.remove(&key).context("cannot remove from the port map")?;
             self.pages.remove(&key);
@@ -264,7 +277,7 @@ impl RuleTables {
         self.next_list = list
             .checked_add(1)
             .context("the allow lists' numbers are used up: `forwarderd detach` starts anew")?;
-        let mut entries = nets.iter().filter_map(v4).map(|net| allow_key(list, net));
+        let mut entries = nets.iter().map(|net| allow_key(list, net));
         if let Err(error) = entries.try_for_each(|key| self.allow.insert(&key, 1, 0)) {
             self.remove_list(list, nets);
             return Err(error).context("cannot write the allow lists; are they full?");
@@ -273,7 +286,7 @@ impl RuleTables {
     }
 
     fn remove_list(&mut self, list: u32, nets: &[IpNet]) {
-        for net in nets.iter().filter_map(v4) {
+        for net in nets {
             if let Err(error) = self.allow.remove(&allow_key(list, net)) {
                 log::debug!("allow list {list}: {error}");
             }
@@ -281,21 +294,23 @@ impl RuleTables {
     }
 }
 
-/// Of an allow list with both families an IPv4 rule needs the IPv4 part. (A list of IPv6 networks
-/// alone still admits nobody.)
-fn v4(net: &IpNet) -> Option<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Some(net.trunc()),
-        IpNet::V6(_) => None,
-    }
+fn allow_key(list: u32, net: &IpNet) -> lpm_trie::Key<AllowKey> {
+    let mapped = if net.addr().is_ipv4() { MAPPED_BITS } else { 0 };
+    lpm_trie::Key::new(
+        ALLOW_LIST_BITS + mapped + u32::from(net.prefix_len()),
+        AllowKey { list: list.to_be_bytes(), source: mapped_address(net.network()) },
+    )
 }
 
-fn allow_key(list: u32, net: Ipv4Net) -> lpm_trie::Key<AllowKey<Ipv4>> {
-    let source = Ipv4::new(net.network().octets());
-    lpm_trie::Key::new(
-        ALLOW_LIST_BITS + u32::from(net.prefix_len()),
-        AllowKey { list: list.to_be_bytes(), source },
-    )
+/// What [`allow_key`] was made from.
+fn network(key: &lpm_trie::Key<AllowKey>) -> Result<IpNet> {
+    let (bits, source) = (key.prefix_len().saturating_sub(ALLOW_LIST_BITS), key.data().source);
+    Ok(match Ipv4::from_mapped(source) {
+        Some(ipv4) if bits >= MAPPED_BITS => {
+            Ipv4Net::new(ipv4.bytes().into(), (bits - MAPPED_BITS) as u8)?.into()
+        }
+        _ => Ipv6Net::new(source.bytes().into(), bits as u8)?.into(),
+    })
 }
 
 /// Whether the line in the kernel ends at the wanted moment already. An adopted line says only when
@@ -306,26 +321,28 @@ fn same_expiry(before: &Applied, wanted: &KernelRule, line: &Line) -> bool {
         || before.line.expires.abs_diff(line.expires) < READING
 }
 
-fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Result<Line> {
+fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Line {
     let PortRange { first: target_port, last } = wanted.target_ports;
     let one = if target_port == last { rule::ONE_TARGET_PORT } else { 0 };
-    Ok(Line {
+    Line {
         expires: wanted.expires_at.map_or(u64::MAX, |moment| offset.monotonic_of(moment)),
         flags: rule::ACTIVE | one | if wanted.hairpin { rule::HAIRPIN } else { 0 },
         tcp_epoch: wanted.epoch.tcp,
         udp_epoch: wanted.epoch.udp,
         allow_list,
-        target: ipv4(wanted.target)?,
+        target: mapped_address(wanted.target),
         target_port,
         external_port: wanted.external_ports.first,
         external_last: wanted.external_ports.last,
-    })
+        padding: 0,
+    }
 }
 
-fn ipv4(address: IpAddr) -> Result<Ipv4> {
+/// An address as the maps have it.
+pub fn mapped_address(address: IpAddr) -> Ipv6 {
     match address {
-        IpAddr::V4(address) => Ok(Ipv4::new(address.octets())),
-        IpAddr::V6(address) => bail!("{address}: IPv6 is not forwarded yet"),
+        IpAddr::V4(address) => Ipv4::new(address.octets()).mapped(),
+        IpAddr::V6(address) => Ipv6::new(address.octets()),
     }
 }
 
@@ -338,11 +355,11 @@ fn protocols(protocol: Protocol) -> &'static [u8] {
 }
 
 /// The port map that leads to these rules.
-fn pages(rules: &[KernelRule]) -> Result<Pages> {
+fn pages(rules: &[KernelRule]) -> Pages {
     let mut pages = Pages::new();
     for rule in rules {
         for address in &rule.externals {
-            let address = ipv4(*address)?;
+            let address = mapped_address(*address);
             for &protocol in protocols(rule.protocol) {
                 for port in rule.external_ports.first..=rule.external_ports.last {
                     let page = pages.entry(PageKey::new(address, protocol, port)).or_insert(Page::EMPTY);
@@ -351,5 +368,5 @@ fn pages(rules: &[KernelRule]) -> Result<Pages> {
             }
         }
     }
-    Ok(pages)
+    pages
 }
