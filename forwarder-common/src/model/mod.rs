@@ -139,11 +139,14 @@ fn is_within(address: Ipv4, network: [u8; 4], prefix_len: u32) -> bool {
 impl Machine {
     fn route_to(&self, address: Ipv4, next_hop: Ipv6) -> Route {
         let fits = |(network, prefix_len, _): &&([u8; 4], u32, _)| is_within(address, *network, *prefix_len);
+        // The next hop is the address itself where the network is on the link.
+        let through = |gateway: Ipv6| if gateway == Ipv6::UNSPECIFIED { next_hop } else { gateway };
         match self.routes.iter().find(fits) {
-            // The next hop is the address itself where the network is on the link.
-            Some((_, _, Route::Known { hop, .. })) => Route::Known { hop: *hop, next_hop },
-            Some((_, _, Route::Unresolved { ifindex, .. })) => {
-                Route::Unresolved { ifindex: *ifindex, next_hop }
+            Some((_, _, Route::Known { hop, next_hop })) => {
+                Route::Known { hop: *hop, next_hop: through(*next_hop) }
+            }
+            Some((_, _, Route::Unresolved { ifindex, next_hop })) => {
+                Route::Unresolved { ifindex: *ifindex, next_hop: through(*next_hop) }
             }
             Some((_, _, none)) => *none,
             None => Route::None(Reason::NoRoute),

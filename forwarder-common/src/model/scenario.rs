@@ -260,9 +260,9 @@ impl FrameSpec {
         let payload_len = extensions.len() * 8 + self.transport().len();
         let mut ip = ipv6_header(next(0), self.ttl, self.src.0, self.dst.0, payload_len);
         ip[0..2].copy_from_slice(&(0x6000 | u16::from(self.tos) << 4).to_be_bytes());
-        for at in 0..extensions.len() {
+        for (at, extension) in extensions.iter().enumerate() {
             // Eight bytes each: options are all padding (PadN), a routing header has no station left.
-            let has_options = matches!(extensions[at], ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS);
+            let has_options = matches!(*extension, ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS);
             ip.extend([next(at + 1), 0]);
             ip.extend(if has_options { [1, 4, 0, 0, 0, 0] } else { [0; 6] });
         }
@@ -398,7 +398,8 @@ fn ipv6_fragmented(frame: &[u8], length: usize) -> Vec<Vec<u8>> {
         let more = if at == last { 0 } else { ipv6::MF };
         ip.extend([next, 0]);
         ip.extend(((at * length) as u16 | more).to_be_bytes());
-        ip.extend(0x00c0_ffee_u32.to_be_bytes());
+        // IPv6 fragments share no protocol: packets of two have two identifications.
+        ip.extend((0x00c0_ff00 | u32::from(next)).to_be_bytes());
         [&frame[..14], &ip, piece].concat()
     };
     payload.chunks(length).enumerate().map(piece).collect()

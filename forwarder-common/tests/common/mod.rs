@@ -1,14 +1,15 @@
 //! The scenario's router, and what has to hold for whatever it is given.
 
 use forwarder_common::{
-    address::{Ipv4, Port},
+    address::{Ipv4, Ipv6, Port},
+    family::Family,
     flow::{FlowKey, Side, Tuple},
     layout::Hook,
     model::{
         Counts, Frame, Machine, Tables, process,
         scenario::{CLIENT, FrameSpec, OTHER_SERVER, Router, SERVER, W, tcp_flags::*},
     },
-    pipeline::Outcome,
+    pipeline::{Outcome, is_ipv6},
     reason::{Reason, Verdict},
     wire::tcp,
 };
@@ -29,6 +30,7 @@ pub struct Rig {
     pub router: Router,
     pub machine: Machine,
     pub flows: Tables,
+    pub flows_ipv6: Tables<Ipv6>,
     pub counts: Counts,
 }
 
@@ -48,6 +50,7 @@ impl Rig {
             router,
             machine: router.machine(),
             flows: Tables { capacity: 1000, ..Tables::default() },
+            flows_ipv6: Tables { capacity: 1000, ..Tables::default() },
             counts: Counts::default(),
         }
     }
@@ -59,11 +62,10 @@ impl Rig {
         self.counts.last = None;
         let ifindex = self.router.interface(side).0;
         let mut packet = Frame(frame.to_vec());
-        let Self { machine, flows, counts, .. } = self;
-        let outcome = match hook {
-            Hook::Xdp => process::<0>(&mut packet, ifindex, machine, flows, counts),
-            Hook::TcIngress => process::<1>(&mut packet, ifindex, machine, flows, counts),
-            Hook::TcEgress => process::<2>(&mut packet, ifindex, machine, flows, counts),
+        let Self { machine, flows, flows_ipv6, counts, .. } = self;
+        let outcome = match is_ipv6(&packet) {
+            true => at(hook, &mut packet, ifindex, machine, flows_ipv6, counts),
+            false => at(hook, &mut packet, ifindex, machine, flows, counts),
         };
         let taken = Taken { outcome, reason: counts.last, bytes: packet.0 };
         self.assert_lawful(hook, frame, &taken, &before);
@@ -84,6 +86,9 @@ impl Rig {
         assert_eq!(taken.bytes.len(), frame.len());
 
         let bytes = match verdict {
+            Verdict::Forward if frame[12] == 0x86 => {
+                40 + u64::from(u16::from_be_bytes([frame[18], frame[19]]))
+            }
             Verdict::Forward => u64::from(u16::from_be_bytes([frame[16], frame[17]])),
             _ => frame.len().saturating_sub(14) as u64,
         };
@@ -124,6 +129,21 @@ impl Rig {
         let (src_port, dst_port) = (Port::new(CLIENT_PORT), Port::new(W_PORT));
         let tuple = Tuple { src: client, dst: w, src_port, dst_port };
         assert!(self.flows.established.contains_key(&FlowKey::new(tuple, protocol, Side::External)));
+    }
+}
+
+fn at(
+    hook: Hook,
+    packet: &mut Frame,
+    ifindex: u32,
+    machine: &Machine,
+    flows: &mut Tables<impl Family>,
+    counts: &mut Counts,
+) -> Outcome {
+    match hook {
+        Hook::Xdp => process::<0>(packet, ifindex, machine, flows, counts),
+        Hook::TcIngress => process::<1>(packet, ifindex, machine, flows, counts),
+        Hook::TcEgress => process::<2>(packet, ifindex, machine, flows, counts),
     }
 }
 
