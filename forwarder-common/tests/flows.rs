@@ -906,7 +906,7 @@ impl Flows<Ipv4> for Interrupted<'_> {
 fn race(before: &Rig, frames: [(Side, Vec<u8>); 2], check: impl Fn(&Rig)) {
     for accesses_before in 0.. {
         let mut rig = before.clone();
-        let Rig { machine, flows, counts, router } = &mut rig;
+        let Rig { machine, flows, counts, router, .. } = &mut rig;
         let mut others = Counts::default();
         let run = |(side, bytes): &(Side, Vec<u8>), flows: &mut Interrupted, counters: &mut Counts| {
             let world = At::<0> { machine, ifindex: router.interface(*side).0 };
