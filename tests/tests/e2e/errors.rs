@@ -121,11 +121,11 @@ for_each_family! {
     fn whoever_sends_what_is_too_long_is_told_the_length(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
         let ends = Ends::new(bed);
-        ends.inward(&bed.udp("203.0.113.2:7", W8080, b"a flow"));
+        ends.inward(&bed.udp(STRANGER, W8080, b"a flow"));
         let kind = if bed.family == Family::Ipv4 { (3, 4) } else { (2, 0) };
         let ways = [
-            ("lan", &ends.client, ("203.0.113.2:7", W8080), "203.0.113.1:0"),
-            ("wan", &ends.server, (TARGET, "203.0.113.2:7"), "10.0.0.1:0"),
+            ("lan", &ends.client, (STRANGER, W8080), "203.0.113.1:0"),
+            ("wan", &ends.server, (TARGET, STRANGER), "10.0.0.1:0"),
         ];
         for (narrow, sender, (from, to), teller) in ways {
             bed.router.ip(&format!("link set {narrow} mtu 1280")).unwrap();
