@@ -355,9 +355,9 @@ for_each_family! {
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 29: many more strangers than the half-open table has room for, while somebody works.
-    fn a_flood_of_strangers_is_survived(bed = Testbed::builder().config("[tables]\nhalf-open = 500\n")) {
+    fn a_flood_of_strangers_is_survived(bed = Testbed::builder().config("[tables]\nhalf-open = 500\nhalf-open-ipv6 = 500\n")) {
         add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80");
         let _tcp = TcpServer::echo(bed.server(), &bed.ip(TARGET)).unwrap();
         let _udp = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();

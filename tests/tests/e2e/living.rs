@@ -1,6 +1,7 @@
 //! The controller's own life: starts, crashes, neighbours on the machine.
 
 use std::io::{Read, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
+use etherparse::{Icmpv6Type, PacketBuilder};
 use serde_json::Value;
 use testbed::{
     DEADLINE, Daemon, Datapath, Family, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket,
@@ -546,6 +548,42 @@ fn only_lasting_global_addresses_of_an_interface_are_claimed() {
         thread::sleep(Duration::from_millis(100));
     }
     wait_until("the address is known to be its own", DEADLINE, || externals() == "active").unwrap();
+}
+
+/// A router advertisement (RFC 4861) of this prefix of 64 bits, as a frame from this hardware address.
+fn advertisement(mac: [u8; 6], prefix: Ipv6Addr) -> Vec<u8> {
+    let (source, destination) =
+        ("fe80::99".parse::<Ipv6Addr>().unwrap(), "ff02::1".parse::<Ipv6Addr>().unwrap());
+    // Nothing about the router itself; then the prefix, on this link and for addresses of its hosts, for hours.
+    let mut body = vec![0; 8];
+    body.extend([3, 4, 64, 0xc0, 0, 0, 0x70, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0]);
+    body.extend(prefix.octets());
+    let kind = Icmpv6Type::Unknown { type_u8: 134, code_u8: 0, bytes5to8: [64, 0, 0, 0] };
+    let all_nodes = [0x33, 0x33, 0, 0, 0, 1];
+    let packet = PacketBuilder::ethernet2(mac, all_nodes).ipv6(source.octets(), destination.octets(), 255);
+    let mut frame = Vec::new();
+    packet.icmpv6(kind).write(&mut frame, &body).unwrap();
+    frame
+}
+
+for_each_datapath! {
+    /// Rows 15 and 16: what routers advertise gets through, and the address that the host makes of it is served.
+    fn an_advertised_prefix_is_followed(bed = Testbed::builder().family(Family::Ipv6)) {
+        add(bed, "udp wan:8080 10.0.0.10:80");
+        let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        bed.router.sysctl("net.ipv6.conf.wan.accept_ra", "2").unwrap();
+        bed.client.ip("addr add 2001:db8:f::2/64 dev eth0").unwrap();
+        let provider = bed.wire("203.0.113.2").unwrap();
+        let mac = bed.client.mac("eth0").unwrap();
+        provider.send_bytes(&advertisement(mac, "2001:db8:f::".parse().unwrap())).unwrap();
+        let advertised = Instant::now();
+        // The interface's own part of an address (RFC 4291 appendix A).
+        let [a, b, c, d, e, f] = bed.router.mac("wan").unwrap();
+        let own = format!("[2001:db8:f:0:{:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}]:8080", a ^ 2);
+        let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+        wait_until("the new address works", DEADLINE, || answers(&socket, &own)).unwrap();
+        assert!(advertised.elapsed() < Duration::from_millis(1500), "after {:?}", advertised.elapsed());
+    }
 }
 
 /// It tells systemd when it is ready.
