@@ -26,7 +26,8 @@ fn in_ipv6(mut text: &str) -> String {
     while let Some(start) = text.find(|c: char| c.is_ascii_digit()) {
         let rest = &text[start..];
         let word = &rest[..rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(rest.len())];
-        let inside_a_word = text[..start].ends_with(|c: char| c.is_ascii_alphanumeric());
+        // Nor is the end of an IPv6 address one of IPv4.
+        let inside_a_word = text[..start].ends_with(|c: char| c.is_ascii_alphanumeric() || c == ':');
         let address = word.parse::<Ipv4Addr>().ok().filter(|_| !inside_a_word);
         let behind = &rest[word.len()..];
         out += &text[..start];

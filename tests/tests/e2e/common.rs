@@ -159,7 +159,7 @@ pub fn answers(socket: &UdpSocket, to: &str) -> bool {
     }
 }
 
-/// Keeps a host's stack from answering to the packets that it gets from afar; raw frames still leave it.
+/// Keeps a host's stack from answering to packets from afar, or for others; raw frames still leave it.
 pub fn mute(host: &Host) {
     host.ip("route replace blackhole 0.0.0.0/0\nroute replace blackhole ::/0").unwrap();
 }
@@ -188,7 +188,9 @@ pub struct Ends {
 
 impl Ends {
     pub fn new(bed: &Testbed) -> Self {
+        // A host that does not forward says so of IPv6 packets: the internet behind it would not.
         mute(bed.server());
+        mute(&bed.client);
         let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
         Self { client, server, family: bed.family }
     }

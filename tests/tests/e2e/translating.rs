@@ -501,7 +501,7 @@ for_each_datapath! {
                 (&["extension-headers"], put(options.clone(), L4 + 1, [255])),
                 (&["extension-headers"], with(vec![fragment(), fragment()])),
                 (&["short-frame"], udp[..14].to_vec()),
-                (&["short-frame"], udp[..53].to_vec()),
+                (&["short-frame", "bad-ip-length"], udp[..53].to_vec()),
             ];
             assert_counted_and_not_forwarded(bed, &ends, &faults, round);
             ends.inward(&syn);
