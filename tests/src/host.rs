@@ -52,6 +52,9 @@ impl Host {
         // Duplicate address detection would keep IPv6 addresses unusable for a second.
         host.sysctl("net.ipv6.conf.all.accept_dad", "0")?;
         host.sysctl("net.ipv6.conf.default.accept_dad", "0")?;
+        // As those of IPv4 do, IPv6 addresses stay while their interface is down.
+        host.sysctl("net.ipv6.conf.all.keep_addr_on_down", "1")?;
+        host.sysctl("net.ipv6.conf.default.keep_addr_on_down", "1")?;
         host.ip("link set lo up")?;
         Ok(host)
     }

@@ -46,6 +46,11 @@ impl RawSocket {
         frame.bytes(self.mac, self.gateway)
     }
 
+    /// The two fragments that `frame` will be (see [`Frame::fragments`]).
+    pub fn fragments(&self, frame: &Frame, first: u16) -> [Vec<u8>; 2] {
+        frame.fragments(self.mac, self.gateway, first)
+    }
+
     /// The first TCP or UDP packet to come that `wanted` likes; others are thrown away.
     pub fn receive(&self, limit: Duration, mut wanted: impl FnMut(&Packet) -> bool) -> Result<Packet> {
         let deadline = Instant::now() + limit;
