@@ -9,7 +9,7 @@ use forwarder_common::{
     address::{Address as _, Ipv4, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, Train},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
@@ -888,6 +888,10 @@ impl Flows<Ipv4> for Interrupted<'_> {
         self.tables.remember(key, train);
     }
 
+    fn is_held(&mut self, key: &HeldKey<Ipv4>, now: u64) -> bool {
+        self.tables.is_held(key, now)
+    }
+
     fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
         self.access().find(stage, key)
     }
@@ -906,7 +910,7 @@ impl Flows<Ipv4> for Interrupted<'_> {
 fn race(before: &Rig, frames: [(Side, Vec<u8>); 2], check: impl Fn(&Rig)) {
     for accesses_before in 0.. {
         let mut rig = before.clone();
-        let Rig { machine, flows, counts, router } = &mut rig;
+        let Rig { machine, flows, counts, router, .. } = &mut rig;
         let mut others = Counts::default();
         let run = |(side, bytes): &(Side, Vec<u8>), flows: &mut Interrupted, counters: &mut Counts| {
             let world = At::<0> { machine, ifindex: router.interface(*side).0 };
