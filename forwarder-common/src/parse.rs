@@ -109,6 +109,12 @@ impl<A: Family> Datagram<A> {
         self.ip_len.wrapping_sub(self.header_len)
     }
 
+    /// Length of what this part has of the packet's payload, in bytes.
+    #[inline(always)]
+    pub fn fragment_len(&self) -> u32 {
+        self.ip_len.wrapping_sub(self.fragment.headers)
+    }
+
     /// The sum over the pseudo-header that checksums cover (RFC 793, RFC 8200 section 8.1), not folded.
     #[inline(always)]
     pub fn pseudo_header(&self) -> u32 {

@@ -5,6 +5,7 @@ use crate::{
     decide::{Arrival, Core, Keys, Onward, Scratch},
     family::Family,
     flow::Side,
+    fragment::HeldKey,
     icmp::{self, Quote},
     layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
     packet::{OutOfBounds, Packet},
@@ -33,6 +34,10 @@ pub enum Outcome {
     },
     /// Rewritten: let it go on its way through the host's stack.
     Continue,
+    /// As it came: keep its bytes, as what [`Seen::held`] says, and drop it.
+    Hold,
+    /// As it came: let it come in once more, and then the fragment that is held as [`Seen::held`] says.
+    Release,
 }
 
 /// What the headers say: kept outside of a BPF program's 512 bytes of stack.
@@ -45,6 +50,8 @@ pub struct Seen<A> {
     /// Of an ICMP error.
     quote: Quote<A>,
     keys: Keys<A>,
+    /// Of a fragment.
+    held: HeldKey<A>,
 }
 
 impl<A: Family> Seen<A> {
@@ -53,7 +60,14 @@ impl<A: Family> Seen<A> {
         arrival: Arrival::NOWHERE,
         quote: Quote::NOTHING,
         keys: Keys::NOTHING,
+        held: HeldKey::NONE,
     };
+
+    /// The fragment to hold or to release.
+    #[inline(always)]
+    pub fn held(&self) -> &HeldKey<A> {
+        &self.held
+    }
 }
 
 /// Whether a frame is IPv6's to process; all others, also those that are neither's, are IPv4's.
@@ -75,18 +89,23 @@ where
     if let Err(reason) = read(packet, core.world, seen) {
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
-    let Seen { datagram, arrival, quote, keys } = seen;
+    let Seen { datagram, arrival, quote, keys, held } = seen;
     let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
     // XDP leaves both of these to TC.
     let is_later = W::HOOK != Hook::Xdp && datagram.transport == Transport::LaterFragment;
     let is_error = W::HOOK != Hook::Xdp && datagram.transport == Transport::IcmpError;
     let known = if is_later {
-        core.join(datagram, side)
+        core.join(datagram, side, packet.len())
     } else if is_error {
         icmp::quote(packet, datagram, quote)
     } else {
         Ok(())
     };
+    if known == Err(Reason::Held) {
+        *held = HeldKey::new(datagram, side, datagram.fragment.offset);
+    } else if W::HOOK == Hook::TcIngress && datagram.fragment.more && core.finds_next(datagram, side, held) {
+        return Outcome::Release;
+    }
     if let Err(reason) = known {
         return stop(W::HOOK, reason, None, packet.len(), core.counters);
     }
@@ -196,7 +215,7 @@ fn stop<C: Counters>(
         counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
     }
     if !drops {
-        return Outcome::Pass;
+        return if reason == Reason::Held { Outcome::Hold } else { Outcome::Pass };
     }
     if let Some(slot) = slot {
         counters.count_dropped(slot, reason);

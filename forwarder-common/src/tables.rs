@@ -4,7 +4,7 @@ use crate::{
     address::{Address, Ipv6},
     family::Family,
     flow::{Flow, FlowKey, Hop, Tuple},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, Train},
     layout::{Hook, Interface},
     reason::Reason,
     rule::Rule,
@@ -35,6 +35,8 @@ pub trait Flows<A: Family> {
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train>;
     /// For its later fragments. Where there is no room, an older one goes.
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train);
+    /// Whether this fragment is held, and not for too long yet.
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool;
 }
 
 /// What to ask the kernel's routing for.
@@ -84,8 +86,8 @@ pub trait World<A: Address>: Surroundings {
     fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32>;
     /// Whether `source` is on the allow list.
     fn is_allowed(&self, list: u32, source: A) -> bool;
-    /// Whether it is an address of the router itself.
-    fn is_own(&self, address: A) -> bool;
+    /// What an address is to this router: bits of [`crate::layout::OWN`] and its neighbours.
+    fn roles(&self, address: A) -> u8;
     fn route(&self, query: &RouteQuery<A>) -> Route;
 }
 

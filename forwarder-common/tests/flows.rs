@@ -9,7 +9,7 @@ use forwarder_common::{
     address::{Address as _, Ipv4, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, Train},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
@@ -886,6 +886,10 @@ impl Flows<Ipv4> for Interrupted<'_> {
 
     fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
         self.tables.remember(key, train);
+    }
+
+    fn is_held(&mut self, key: &HeldKey<Ipv4>, now: u64) -> bool {
+        self.tables.is_held(key, now)
     }
 
     fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod counters;
+mod held;
 mod packet_tc;
 mod packet_xdp;
 mod tables;
@@ -19,6 +20,7 @@ use aya_log_ebpf::warn;
 use forwarder_common::{
     address::{Address as _, Ipv4, Ipv6},
     decide::Core,
+    layout::Hook,
     packet::Packet,
     pipeline::{self, Outcome},
     tables::Surroundings as _,
@@ -26,6 +28,7 @@ use forwarder_common::{
 
 use crate::{
     counters::PerCpuCounters,
+    held::Kept,
     packet_tc::TcPacket,
     packet_xdp::XdpPacket,
     tables::{AF_INET, AF_INET6, AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Tabled, Workspace},
@@ -64,8 +67,12 @@ pub fn forwarder_egress(ctx: TcContext) -> i32 {
 fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
     let world = Kernel::<AtXdp>::of_xdp(ctx);
     match process::<A, _, _>(&mut XdpPacket::new(ctx), &world) {
-        // The core leaves to TC what XDP cannot finish, so that the last two do not occur here.
-        Outcome::Pass | Outcome::Continue | Outcome::RedirectNeighbour { .. } => xdp_action::XDP_PASS,
+        // The core leaves to TC what XDP cannot finish, so that all but the first do not occur here.
+        Outcome::Pass
+        | Outcome::Continue
+        | Outcome::RedirectNeighbour { .. }
+        | Outcome::Hold
+        | Outcome::Release => xdp_action::XDP_PASS,
         Outcome::Drop => xdp_action::XDP_DROP,
         // SAFETY: the helper takes plain numbers. On success it returns XDP_REDIRECT, else XDP_ABORTED.
         Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
@@ -91,6 +98,21 @@ fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
         // SAFETY: the helper takes plain numbers.
         Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
         Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
+        // Fragments are held at ingress only.
+        Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
+        Outcome::Hold => keep::<A>(ctx, false, world.now()),
+        Outcome::Release => keep::<A>(ctx, true, world.now()),
+    }
+}
+
+/// Holds a fragment, or releases the one behind it. (A function of its own, as the next, for its stack.)
+#[inline(never)]
+fn keep<A: Tabled>(ctx: &TcContext, releases: bool, now: u64) -> i32 {
+    let Some(Workspace { seen, .. }) = A::workspace() else { return TC_ACT_SHOT };
+    let kept = if releases { held::release(ctx, seen.held()) } else { held::hold(ctx, seen.held(), now) };
+    match kept {
+        Kept::Gone => TC_ACT_SHOT,
+        Kept::Redirected(verdict) => verdict,
     }
 }
 

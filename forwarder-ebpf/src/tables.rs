@@ -21,7 +21,7 @@ use forwarder_common::{
     decide::Scratch,
     family::Family,
     flow::{Flow, FlowKey, Hop},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
@@ -42,9 +42,9 @@ static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(256, 0);
 #[map]
 static PORTS: HashMap<PageKey, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
-/// Addresses of the router itself, of either family: nobody else's source.
+/// What addresses, of either family, are to this router.
 #[map]
-static OWN: HashMap<Ipv6, u8> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+static ROLES: HashMap<Ipv6, u8> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
 #[map]
 static RULES: Array<Rule> = Array::pinned(1, 0);
 #[map]
@@ -62,6 +62,11 @@ static HALF_OPEN_IPV6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>> = LruHashMap::pinne
 static FRAGMENTS: LruHashMap<FragmentKey<Ipv4>, Train> = LruHashMap::pinned(16_384, 0);
 #[map]
 static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6>, Train> = LruHashMap::pinned(4096, 0);
+/// Fragments that wait for the first one of their packet; a flood of others evicts them.
+#[map]
+static HELD: LruHashMap<HeldKey<Ipv4>, Held> = LruHashMap::pinned(512, 0);
+#[map]
+static HELD_IPV6: LruHashMap<HeldKey<Ipv6>, Held> = LruHashMap::pinned(256, 0);
 /// For each rule, when a packet of it last went to find out whether its neighbour still answers.
 #[map]
 static PROBES: Array<u64> = Array::pinned(1, 0);
@@ -85,6 +90,7 @@ pub trait Tabled: Family {
     fn established() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
     fn half_open() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train>;
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held>;
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>>;
 
     /// Puts the query's addresses and class into the parameters of a look-up.
@@ -115,6 +121,11 @@ impl Tabled for Ipv4 {
     #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train> {
         &FRAGMENTS
+    }
+
+    #[inline(always)]
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held> {
+        &HELD
     }
 
     #[inline(always)]
@@ -149,6 +160,11 @@ impl Tabled for Ipv6 {
     }
 
     #[inline(always)]
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held> {
+        &HELD_IPV6
+    }
+
+    #[inline(always)]
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>> {
         &WORKSPACE_IPV6
     }
@@ -175,6 +191,25 @@ static CHUNK: PerCpuArray<Chunk> = PerCpuArray::with_max_entries(1, 0);
 pub fn chunk() -> Option<&'static mut Chunk> {
     // SAFETY: as in `Tabled::workspace`.
     CHUNK.get_ptr_mut(0).map(|chunk| unsafe { &mut *chunk })
+}
+
+/// Where a fragment that is to be held is put together.
+#[map]
+static HOLDING: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's fragment to be; always there.
+#[inline(always)]
+pub fn holding() -> Option<&'static mut Held> {
+    // SAFETY: as in `Tabled::workspace`.
+    HOLDING.get_ptr_mut(0).map(|held| unsafe { &mut *held })
+}
+
+/// A fragment that is held.
+#[inline(always)]
+pub fn held<A: Tabled>(key: &HeldKey<A>) -> Option<&'static Held> {
+    // SAFETY: as in `FlowMaps::find`: the worst is that another fragment comes in, or bytes of two, whose
+    // checksums do not fit.
+    unsafe { A::held().get(key) }
 }
 
 /// 1 where the kernel has `bpf_ktime_get_coarse_ns` (5.11); the verifier removes the other branch.
@@ -248,6 +283,11 @@ impl<A: Tabled> Flows<A> for FlowMaps {
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         // Without it the later fragments are not delivered, as if it had been evicted.
         let _ = A::fragments().insert(key, train, 0);
+    }
+
+    #[inline(always)]
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
+        held(key).is_some_and(|held| now < held.expires)
     }
 }
 
@@ -354,8 +394,9 @@ impl<A: Tabled, H: Place> World<A> for Kernel<H> {
     }
 
     #[inline(always)]
-    fn is_own(&self, address: A) -> bool {
-        OWN.get_ptr(address.mapped()).is_some()
+    fn roles(&self, address: A) -> u8 {
+        // SAFETY: one byte is read, once.
+        unsafe { ROLES.get(address.mapped()) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use crate::{
         ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
         PICKED_UP, PROVEN, RESET, ROUTED_BACK, Side, Tuple, UNANSWERED, is_closing,
     },
-    layout::{Hook, XDP_TARGET},
+    layout::{Hook, OWN, XDP_TARGET},
     parse::{Datagram, Transport},
     reason::Reason,
     rule::{HAIRPIN, Rule},
@@ -869,7 +869,7 @@ fn back_to<A: Address>(address: A) -> RouteQuery<A> {
 #[inline(always)]
 fn is_impossible<A: Family, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
     let source = datagram.tuple.src;
-    source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source)
+    source.is_impossible_source() || source == datagram.tuple.dst || world.roles(source) & OWN != 0
 }
 
 /// The `Flow::ended` bits that a segment sets, if it fits.

@@ -15,13 +15,14 @@ use crate::{
     decide::{Core, Scratch},
     family::Family,
     flow::{Flow, FlowKey, INWARD},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, TRAIN_LIFETIME, Train},
     layout::{Hook, Interface, RuleCounters},
     packet::{OutOfBounds, Packet, Plain},
     pipeline::{self, Outcome, Seen},
     reason::Reason,
     rule::{Page, PageKey, Rule},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
+    wire::ethernet,
 };
 
 /// A frame in memory.
@@ -61,6 +62,8 @@ pub struct Tables<A: Address = Ipv4> {
     pub established: HashMap<FlowKey<A>, Flow<A>>,
     pub half_open: HashMap<FlowKey<A>, Flow<A>>,
     pub trains: HashMap<FragmentKey<A>, Train>,
+    /// Frames without their Ethernet header, and until when they are held.
+    pub held: HashMap<HeldKey<A>, (Vec<u8>, u64)>,
     /// Of each flow table, in entries.
     pub capacity: usize,
 }
@@ -103,6 +106,10 @@ impl<A: Family> Flows<A> for Tables<A> {
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         self.trains.insert(*key, *train);
     }
+
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
+        self.held.get(key).is_some_and(|(_, expires)| now < *expires)
+    }
 }
 
 /// The machine as the core sees it.
@@ -120,8 +127,8 @@ pub struct Machine {
     pub routes: Vec<([u8; 4], u32, Route)>,
     /// See [`World::segment_size`].
     pub segment_size: u32,
-    /// Its addresses.
-    pub own: Vec<Ipv4>,
+    /// What addresses are to it.
+    pub roles: HashMap<Ipv4, u8>,
     pub probes: Cell<u32>,
 }
 
@@ -225,8 +232,8 @@ impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
         self.machine.allow.iter().any(fits)
     }
 
-    fn is_own(&self, address: A) -> bool {
-        known(address).is_some_and(|address| self.machine.own.contains(&address))
+    fn roles(&self, address: A) -> u8 {
+        known(address).and_then(|address| self.machine.roles.get(&address)).copied().unwrap_or_default()
     }
 
     fn route(&self, query: &RouteQuery<A>) -> Route {
@@ -272,7 +279,8 @@ impl Counters for Counts {
     }
 }
 
-/// Takes a frame that is on `ifindex` through the core, as the programs do.
+/// Takes a frame that is on `ifindex` through the core, as the programs do. With
+/// [`Outcome::Release`] the frame has become the fragment that was held.
 pub fn process<const HOOK: usize>(
     frame: &mut Frame,
     ifindex: u32,
@@ -282,6 +290,19 @@ pub fn process<const HOOK: usize>(
 ) -> Outcome {
     let world = At::<HOOK> { machine, ifindex };
     let (mut seen, mut scratch) = (Seen::NOTHING, Scratch::EMPTY);
-    let core = Core { flows, world: &world, counters, scratch: &mut scratch, now: machine.now };
-    pipeline::process(frame, &mut seen, core)
+    let core = Core { flows: &mut *flows, world: &world, counters, scratch: &mut scratch, now: machine.now };
+    let outcome = pipeline::process(frame, &mut seen, core);
+    match outcome {
+        Outcome::Hold => {
+            flows
+                .held
+                .insert(*seen.held(), (frame.0[ethernet::LEN..].to_vec(), machine.now + TRAIN_LIFETIME));
+        }
+        Outcome::Release => {
+            let (packet, _) = flows.held.remove(seen.held()).expect("only what is held is released");
+            frame.0.splice(ethernet::LEN.., packet);
+        }
+        _ => {}
+    }
+    outcome
 }

@@ -12,7 +12,7 @@ use forwarder_common::{
     address::{Address, Ipv4, Ipv6},
     family::Family,
     flow::{Flow, FlowKey, Side},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{Count, Hook, Interface, REASON_COUNTERS, RuleCounters, Settings, reason_index},
     model::{
         Counts, Tables,
@@ -37,6 +37,7 @@ struct Maps<A: Address> {
     flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
     half_open: HashMap<MapData, FlowKey<A>, Flow<A>>,
     trains: HashMap<MapData, FragmentKey<A>, Train>,
+    held: HashMap<MapData, HeldKey<A>, Held>,
 }
 
 impl<A: Address> Maps<A> {
@@ -46,6 +47,7 @@ impl<A: Address> Maps<A> {
             flows: map("FLOWS").try_into().unwrap(),
             half_open: map("HALF_OPEN").try_into().unwrap(),
             trains: map("FRAGMENTS").try_into().unwrap(),
+            held: map("HELD").try_into().unwrap(),
         }
     }
 
@@ -59,6 +61,10 @@ impl<A: Address> Maps<A> {
         let trains: Vec<_> = self.trains.keys().collect::<Result<_, _>>().unwrap();
         for key in trains {
             self.trains.remove(&key).unwrap();
+        }
+        let held: Vec<_> = self.held.keys().collect::<Result<_, _>>().unwrap();
+        for key in held {
+            self.held.remove(&key).unwrap();
         }
     }
 }
@@ -128,10 +134,10 @@ impl Kernel {
                 map.insert(&lpm_trie::Key::new(bits, key), 1, 0).unwrap();
             }
         }
-        let mut map: HashMap<_, Ipv6, u8> = ebpf.map_mut("OWN").unwrap().try_into().unwrap();
-        for address in &machine.own {
-            map.insert(address.mapped(), 1, 0).unwrap();
-            map.insert(Ipv6::new(twin(address.bytes())), 1, 0).unwrap();
+        let mut map: HashMap<_, Ipv6, u8> = ebpf.map_mut("ROLES").unwrap().try_into().unwrap();
+        for (address, roles) in &machine.roles {
+            map.insert(address.mapped(), roles, 0).unwrap();
+            map.insert(Ipv6::new(twin(address.bytes())), roles, 0).unwrap();
         }
         Self {
             ipv4: Maps::take(&mut ebpf, ""),
@@ -287,8 +293,8 @@ pub fn verdict(hook: Hook, outcome: Outcome) -> u32 {
     let [pass, drop, redirect] = if hook == Hook::Xdp { XDP } else { TC };
     match outcome {
         Outcome::Pass => pass,
-        Outcome::Drop => drop,
-        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } => redirect,
+        Outcome::Drop | Outcome::Hold => drop,
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } | Outcome::Release => redirect,
         Outcome::Continue => 0,
     }
 }
@@ -345,7 +351,7 @@ fn load() -> anyhow::Result<Ebpf> {
     for map in ["RULES", "PROBES", "RULE_COUNTERS"] {
         loader.map_max_entries(map, RULES);
     }
-    for map in ["PORTS", "ALLOW", "FLOWS", "HALF_OPEN", "FLOWS_IPV6", "HALF_OPEN_IPV6"] {
+    for map in ["PORTS", "ROLES", "ALLOW", "FLOWS", "HALF_OPEN", "FLOWS_IPV6", "HALF_OPEN_IPV6"] {
         loader.map_max_entries(map, 1 << 16);
     }
     let mut ebpf = loader.load(object())?;

@@ -6,10 +6,11 @@ mod detach_link;
 mod flows;
 mod load;
 mod owner;
+mod roles;
 mod rules;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
@@ -23,12 +24,12 @@ use aya::{
 use aya_log::EbpfLogger;
 use flows::FlowTables;
 use forwarder_common::{
-    address::Ipv6,
     flow::Side,
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
 };
 pub use load::object;
+use roles::Roles;
 use rules::RuleTables;
 
 use super::{
@@ -45,7 +46,7 @@ pub struct KernelDatapath {
     ports: Vec<ConfiguredPort>,
     settings: Array<MapData, Settings>,
     interfaces: maps::HashMap<MapData, u32, layout::Interface>,
-    own: maps::HashMap<MapData, Ipv6, u8>,
+    roles: Roles,
     reasons: PerCpuArray<MapData, layout::Count>,
     rules: RuleTables,
     flows: FlowTables,
@@ -105,7 +106,7 @@ impl KernelDatapath {
             ports,
             settings: take(&mut ebpf, load::SETTINGS)?,
             interfaces: take(&mut ebpf, "INTERFACES")?,
-            own: take(&mut ebpf, "OWN")?,
+            roles: Roles::open(&mut ebpf)?,
             reasons: take(&mut ebpf, "REASON_COUNTERS")?,
             rules: RuleTables::open(&mut ebpf)?,
             flows: FlowTables::open(&mut ebpf, options.timeouts)?,
@@ -204,7 +205,7 @@ impl KernelDatapath {
         let indices: BTreeSet<u32> =
             self.ports.iter().filter_map(|port| Some(port.attached.as_ref()?.0)).collect();
         self.pins.retain(&indices);
-        self.write_own(network)?;
+        self.roles.follow_network(network)?;
         self.describe(network)
     }
 
@@ -217,19 +218,6 @@ impl KernelDatapath {
             self.detached = true;
             log::warn!("{TAKEN_OFF}");
         }
-    }
-
-    fn write_own(&mut self, network: &Network) -> Result<()> {
-        let addresses = network.interfaces.iter().flat_map(|interface| &interface.addresses);
-        let wanted: HashSet<Ipv6> = addresses.map(|address| rules::mapped_address(*address)).collect();
-        let there: HashSet<Ipv6> = self.own.keys().collect::<Result<_, _>>()?;
-        for address in wanted.difference(&there) {
-            self.own.insert(address, 1, 0).context("cannot write the router's addresses")?;
-        }
-        for address in there.difference(&wanted) {
-            self.own.remove(address).context("cannot write the router's addresses")?;
-        }
-        Ok(())
     }
 
     /// Writes what the packet path has to know of the interfaces, and starts a new generation of hops.
@@ -281,6 +269,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
+        self.roles.follow_rules(wanted)?;
         self.rules.reconcile(wanted)
     }
 
