@@ -25,7 +25,7 @@ pub enum Kept {
 
 /// Keeps a copy. The core has seen to it that it fits.
 #[inline(always)]
-pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, now: u64) -> Kept {
+pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64) -> Kept {
     let len = (ctx.len() as usize).wrapping_sub(ethernet::LEN);
     let Some(held) = tables::holding() else { return Kept::Gone };
     // The least length is for the verifier, which wants the helper's to be no 0.
@@ -44,22 +44,22 @@ pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, now: u64) -> Kept {
     }
     // Meanwhile the first one may have come on another CPU, and not have seen this one yet.
     match FlowMaps.train(&key.packet) {
-        Some(train) if now < train.expires && A::held().remove(key).is_ok() => again(ctx),
+        Some(train) if now < train.expires && A::held().remove(key).is_ok() => again(ifindex),
         _ => Kept::Gone,
     }
 }
 
 /// Lets the packet in hand come in again, and behind it the one that was held.
 #[inline(always)]
-pub fn release<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>) -> Kept {
+pub fn release<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32) -> Kept {
     // SAFETY: the context is this program's own; no packet pointer is used after the calls here.
-    if unsafe { bpf_clone_redirect(ctx.skb.skb, interface(ctx), u64::from(BPF_F_INGRESS)) } != 0 {
+    if unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, u64::from(BPF_F_INGRESS)) } != 0 {
         return Kept::Gone;
     }
     if become_held(ctx, key).is_err() || A::held().remove(key).is_err() {
         return Kept::Gone;
     }
-    again(ctx)
+    again(ifindex)
 }
 
 /// Puts a held packet in the place of the one in hand. The Ethernet header stays.
@@ -81,13 +81,7 @@ fn become_held<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>) -> Result<(), ()> {
 }
 
 #[inline(always)]
-fn again(ctx: &TcContext) -> Kept {
+fn again(ifindex: u32) -> Kept {
     // SAFETY: the helper takes plain numbers.
-    Kept::Redirected(unsafe { bpf_redirect(interface(ctx), u64::from(BPF_F_INGRESS)) as i32 })
-}
-
-#[inline(always)]
-fn interface(ctx: &TcContext) -> u32 {
-    // SAFETY: the verifier lets a program read this field of its own context.
-    unsafe { (*ctx.skb.skb).ifindex }
+    Kept::Redirected(unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 })
 }

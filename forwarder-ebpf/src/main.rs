@@ -100,16 +100,18 @@ fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
         Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
         // Fragments are held at ingress only.
         Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
-        Outcome::Hold => keep::<A>(ctx, false, world.now()),
-        Outcome::Release => keep::<A>(ctx, true, world.now()),
+        Outcome::Hold => keep::<A, H>(ctx, &world, false),
+        Outcome::Release => keep::<A, H>(ctx, &world, true),
     }
 }
 
 /// Holds a fragment, or releases the one behind it. (A function of its own, as the next, for its stack.)
 #[inline(never)]
-fn keep<A: Tabled>(ctx: &TcContext, releases: bool, now: u64) -> i32 {
+fn keep<A: Tabled, H: Place>(ctx: &TcContext, world: &Kernel<H>, releases: bool) -> i32 {
     let Some(Workspace { seen, .. }) = A::workspace() else { return TC_ACT_SHOT };
-    let kept = if releases { held::release(ctx, seen.held()) } else { held::hold(ctx, seen.held(), now) };
+    let (key, ifindex) = (seen.held(), world.ifindex());
+    let kept =
+        if releases { held::release(ctx, key, ifindex) } else { held::hold(ctx, key, ifindex, world.now()) };
     match kept {
         Kept::Gone => TC_ACT_SHOT,
         Kept::Redirected(verdict) => verdict,
