@@ -153,6 +153,13 @@ impl Host {
         Ok(())
     }
 
+    /// Adds an address with its prefix length to an interface. It can be used at once: those of IPv6 else only
+    /// when the kernel has come to ask whether somebody has it.
+    pub fn add_address(&self, interface: &str, address: &str) -> Result<()> {
+        let how = if address.contains(':') { "nodad" } else { "" };
+        self.ip(&format!("addr add {address} dev {interface} {how}"))
+    }
+
     /// Sets a kernel parameter, such as `net.ipv4.ip_forward`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
