@@ -75,11 +75,11 @@ impl<'a> End<'a> {
         if let Some(master) = &self.master {
             lines += &format!("link set {interface} master {master}\n");
         }
+        for address in &self.addresses {
+            lines += &format!("addr add {address} dev {interface}\n");
+        }
         lines += &format!("link set {interface} up\n");
         self.host.ip(&lines)?;
-        for address in &self.addresses {
-            self.host.add_address(interface, address)?;
-        }
         set_feature(self.host, interface, ETHTOOL_SGRO, self.gro)?;
         if !self.checksum_offload {
             set_feature(self.host, interface, ETHTOOL_STXCSUM, false)?;
