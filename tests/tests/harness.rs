@@ -160,7 +160,7 @@ fn fragments_are_put_together_by_real_stacks() {
         let client = bed.wire("203.0.113.2").unwrap();
         let server = udp_socket(bed.server(), &bed.ip("10.0.0.10:6")).unwrap();
         let whole = bed.udp("203.0.113.2:5", "10.0.0.10:6", &[9; 100]);
-        for fragment in client.fragments(&whole, 48) {
+        for fragment in client.fragments(&whole, 40) {
             client.send_bytes(&fragment).unwrap();
         }
         let mut buffer = [0; 200];

@@ -192,7 +192,7 @@ for_each_family! {
 for_each_family! {
     /// Rows 33 and 46.
     fn a_tightened_allow_list_cuts_whom_it_forbids(bed = Testbed::builder()) {
-        bed.client.ip(&bed.ip("addr add 203.0.113.3/24 dev eth0")).unwrap();
+        bed.client.add_address("eth0", &bed.ip("203.0.113.3/24")).unwrap();
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80 --name web");
         let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
         let [kept, forbidden] =

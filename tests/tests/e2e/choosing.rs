@@ -92,7 +92,7 @@ for_each_family! {
 for_each_family! {
     /// Row 15, as far as addresses stay.
     fn a_rule_may_be_bound_to_an_interface(bed = Testbed::builder()) {
-        bed.router.ip(&bed.ip("addr add 203.0.113.9/24 dev wan")).unwrap();
+        bed.router.add_address("wan", &bed.ip("203.0.113.9/24")).unwrap();
         add(bed, "udp wan:8080 10.0.0.10:80");
         let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
         let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();

@@ -255,7 +255,7 @@ for_each_family! {
     ) {
         // A service address that two hosts have, like a virtual one that moves between them.
         let servers = ["10.0.0.10", "10.0.0.11"].map(|address| {
-            bed.at(address).ip(&bed.ip("addr add 10.9.9.9/32 dev lo")).unwrap();
+            bed.at(address).add_address("lo", &bed.ip("10.9.9.9/32")).unwrap();
             UdpServer::echo(bed.at(address), &bed.ip("10.9.9.9:80"), address).unwrap()
         });
         bed.router.ip(&bed.ip("route add 10.9.9.9 via 10.0.0.10")).unwrap();

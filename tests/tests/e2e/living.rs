@@ -572,7 +572,7 @@ for_each_datapath! {
         add(bed, "udp wan:8080 10.0.0.10:80");
         let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
         bed.router.sysctl("net.ipv6.conf.wan.accept_ra", "2").unwrap();
-        bed.client.ip("addr add 2001:db8:f::2/64 dev eth0").unwrap();
+        bed.client.add_address("eth0", "2001:db8:f::2/64").unwrap();
         let provider = bed.wire("203.0.113.2").unwrap();
         let mac = bed.client.mac("eth0").unwrap();
         provider.send_bytes(&advertisement(mac, "2001:db8:f::".parse().unwrap())).unwrap();

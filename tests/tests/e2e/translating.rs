@@ -614,21 +614,8 @@ for_each_datapath! {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
         let ends = Ends::new(bed);
         let pieces = |client: &str, letter: u8| {
-            let whole = Frame { dont_fragment: false, ..bed.udp(client, W8080, &[letter; 64]) };
-            let mut first = ends.client.bytes(&whole);
-            let mut last = first.clone();
             // The UDP header and 40 bytes, then the rest.
-            first.truncate(14 + 20 + 48);
-            last.drain(34..34 + 48);
-            for (piece, flags) in [(&mut first, [0x20, 0]), (&mut last, [0, 6])] {
-                let length = (piece.len() - 14) as u16;
-                piece[16..18].copy_from_slice(&length.to_be_bytes());
-                piece[20..22].copy_from_slice(&flags);
-                piece[24..26].fill(0);
-                let sum = etherparse::Ipv4HeaderSlice::from_slice(&piece[14..]).unwrap().to_header().calc_header_checksum();
-                piece[24..26].copy_from_slice(&sum.to_be_bytes());
-            }
-            [first, last]
+            ends.client.fragments(&bed.udp(client, W8080, &[letter; 64]), 48)
         };
         let (one, other) = (pieces("192.0.2.1:4000", b'1'), pieces("192.0.2.2:4000", b'2'));
         let stranger = pieces("192.0.2.3:4000", b'3');
