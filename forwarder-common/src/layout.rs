@@ -3,7 +3,11 @@
 use crate::reason::Reason;
 
 /// Grows whenever a pinned map changes its shape or meaning, so that no controller misreads one.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
+
+/// The bit of `skb->mark` that the few packets carry which go through the host's stack, unless another one
+/// is configured: far from the bits of wg-quick, Kubernetes, Tailscale and mwan3.
+pub const DEFAULT_MARK: u32 = 0x2000_0000;
 
 /// The one entry of the settings map.
 #[repr(C)]

@@ -103,6 +103,12 @@ impl<A: Family> Datagram<A> {
         if segment_size == 0 { self.ip_len } else { self.header_len + self.l4_header_len + segment_size }
     }
 
+    /// Whether it is the first of several fragments.
+    #[inline(always)]
+    pub fn leads(&self) -> bool {
+        self.fragment.more && !self.fragment.is_later()
+    }
+
     /// Length of the TCP segment or UDP datagram in bytes.
     #[inline(always)]
     pub fn l4_len(&self) -> u32 {

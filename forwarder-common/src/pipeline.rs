@@ -21,6 +21,9 @@ use crate::{
 pub enum Outcome {
     /// The packet is as it came.
     Pass,
+    /// The packet is as it came, and the host's stack is to cut it up, or to tell its sender why not:
+    /// marked (TC ingress only).
+    PassMarked,
     Drop,
     /// Rewritten: send it by this interface as it is.
     Redirect {
@@ -32,7 +35,7 @@ pub enum Outcome {
         ifindex: u32,
         next_hop: Ipv6,
     },
-    /// Rewritten: let it go on its way through the host's stack.
+    /// Rewritten: let it go on its way through the host's stack; at ingress marked.
     Continue,
     /// As it came: keep its bytes, as what [`Seen::held`] says, and drop it.
     Hold,
@@ -87,7 +90,7 @@ where
     C: Counters,
 {
     if let Err(reason) = read(packet, core.world, seen) {
-        return stop(W::HOOK, reason, None, packet.len(), core.counters);
+        return stop(core.world, reason, None, packet.len(), core.counters);
     }
     let Seen { datagram, arrival, quote, keys, held } = seen;
     let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
@@ -107,7 +110,7 @@ where
         return Outcome::Release;
     }
     if let Err(reason) = known {
-        return stop(W::HOOK, reason, None, packet.len(), core.counters);
+        return stop(core.world, reason, None, packet.len(), core.counters);
     }
     let decided = match W::HOOK {
         _ if is_error => core.error(datagram, quote, arrival, keys),
@@ -117,18 +120,21 @@ where
     let (plan, onward) = core.scratch.decided();
     let (slot, direction) = (plan.slot, plan.direction);
     if let Err(reason) = decided {
+        if W::HOOK == Hook::TcIngress && reason == Reason::LeftTooBig && datagram.leads() {
+            let _ = core.lead(datagram, side, true);
+        }
         let slot = (reason != Reason::NoMatch).then_some(slot);
-        return stop(W::HOOK, reason, slot, packet.len(), core.counters);
+        return stop(core.world, reason, slot, packet.len(), core.counters);
     }
     if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
-        return stop(W::HOOK, Reason::BadIcmpChecksum, Some(slot), packet.len(), core.counters);
+        return stop(core.world, Reason::BadIcmpChecksum, Some(slot), packet.len(), core.counters);
     }
     let (reason, outcome) = onward_to(W::HOOK, onward);
     if write::<A, P, W>(packet, seen, core.scratch).is_err() {
-        return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
+        return stop(core.world, Reason::Unwritable, Some(slot), packet.len(), core.counters);
     }
     let datagram = &seen.datagram;
-    if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
+    if W::HOOK != Hook::Xdp && datagram.leads() {
         let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
     }
     let bytes = u64::from(datagram.ip_len);
@@ -201,21 +207,28 @@ fn arrival(ethernet: &Ethernet, interface: &Interface) -> Result<Arrival, Reason
 }
 
 /// Counts a packet that is not forwarded. The host's own packets are not worth a count each time
-/// one leaves.
+/// one leaves; what it was to send translated does not leave otherwise (design, law 3).
 #[inline(always)]
-fn stop<C: Counters>(
-    hook: Hook,
+fn stop<W: Surroundings, C: Counters>(
+    world: &W,
     reason: Reason,
     slot: Option<u32>,
     frame_len: usize,
     counters: &mut C,
 ) -> Outcome {
-    let drops = reason.verdict() == Verdict::Drop;
-    if drops || hook != Hook::TcEgress {
+    let passes = reason.verdict() != Verdict::Drop;
+    let is_lost = W::HOOK == Hook::TcEgress && passes && world.is_marked();
+    let reason = if is_lost { Reason::Untranslated } else { reason };
+    let drops = is_lost || !passes;
+    if drops || W::HOOK != Hook::TcEgress {
         counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
     }
     if !drops {
-        return if reason == Reason::Held { Outcome::Hold } else { Outcome::Pass };
+        return match reason {
+            Reason::Held => Outcome::Hold,
+            Reason::LeftTooBig | Reason::LeftTtlExpired if W::HOOK == Hook::TcIngress => Outcome::PassMarked,
+            _ => Outcome::Pass,
+        };
     }
     if let Some(slot) = slot {
         counters.count_dropped(slot, reason);

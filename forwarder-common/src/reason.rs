@@ -64,6 +64,7 @@ reasons! {
         Vlan "vlan" "It carries another VLAN's tag.",
         OtherStation "other-station" "Its Ethernet destination is not this interface.",
         Fragment "fragment" "A fragment: in XDP left to TC, in TC one that no rule can be about, or too long to hold, while its packet's first is unknown.",
+        HostSession "host-session" "It answers to a session that the router, or its NAT, has opened from a mapped port.",
         ShortFrame "short-frame" "The frame ends inside its IP header.",
         BadIpHeader "bad-ip-header" "The IP header's version or length is impossible.",
         BadIpLength "bad-ip-length" "The IP total length goes beyond the frame or ends inside the header.",
@@ -95,6 +96,7 @@ reasons! {
         ForwardingOff "forwarding-off" "The kernel's forwarding is off on the interface it came in on.",
         WrongEgress "wrong-egress" "The route to the target leaves by an interface that is not internal.",
         PortCollision "port-collision" "Other flows have all the source ports at the target that were tried for it.",
+        Untranslated "untranslated" "It was left to the host's stack, and comes out of it as no packet of a flow.",
         TableFull "table-full" "The flow table has no room.",
         Unwritable "unwritable" "The kernel refused to change the packet.",
     }

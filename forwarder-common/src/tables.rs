@@ -37,6 +37,10 @@ pub trait Flows<A: Family> {
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train);
     /// Whether this fragment is held, and not for too long yet.
     fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool;
+    /// When a session of the host itself was last seen (monotonic clock, ns), under the key of its answers.
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64>;
+    /// Where there is no room, an older one goes.
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64);
 }
 
 /// What to ask the kernel's routing for.
@@ -73,6 +77,8 @@ pub trait Surroundings {
     fn ifindex(&self) -> u32;
     /// Bytes of payload in each of the segments that the packet stands for; 0 where it is just one.
     fn segment_size(&self) -> u32;
+    /// Whether it carries the mark of what was left to the host's stack ([`crate::layout::DEFAULT_MARK`]).
+    fn is_marked(&self) -> bool;
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     fn rule(&self, slot: u32) -> Option<&Rule>;
     /// True once a second for each rule, for one caller: its packet is to go through the kernel's

@@ -39,7 +39,7 @@ fn choose(rig: &mut Rig, hook: Hook, protocol: u8, client: [u8; 4], port: u16) -
             let b = &taken.bytes;
             Ok(([b[30], b[31], b[32], b[33]], u16::from_be_bytes([b[36], b[37]])))
         }
-        Outcome::Continue | Outcome::Hold | Outcome::Release => panic!("{taken:?}"),
+        Outcome::PassMarked | Outcome::Continue | Outcome::Hold | Outcome::Release => panic!("{taken:?}"),
     }
 }
 

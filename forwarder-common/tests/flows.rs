@@ -892,6 +892,14 @@ impl Flows<Ipv4> for Interrupted<'_> {
         self.tables.is_held(key, now)
     }
 
+    fn host_session(&mut self, key: &FlowKey<Ipv4>) -> Option<&mut u64> {
+        self.tables.host_session(key)
+    }
+
+    fn note_host_session(&mut self, key: &FlowKey<Ipv4>, now: u64) {
+        self.tables.note_host_session(key, now);
+    }
+
     fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {
         self.access().find(stage, key)
     }

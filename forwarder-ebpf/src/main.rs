@@ -41,6 +41,7 @@ pub fn forwarder_xdp(ctx: XdpContext) -> u32 {
 
 #[classifier]
 pub fn forwarder_ingress(ctx: TcContext) -> i32 {
+    packet_tc::clear_done(&ctx);
     let Some(tag) = packet_tc::vlan_tag(&ctx) else {
         counters::count_other_vlan(&ctx);
         return TC_ACT_UNSPEC;
@@ -59,6 +60,9 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn forwarder_egress(ctx: TcContext) -> i32 {
+    if packet_tc::is_done(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     at_tc::<AtTcEgress>(&ctx)
 }
 
@@ -69,6 +73,7 @@ fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
     match process::<A, _, _>(&mut XdpPacket::new(ctx), &world) {
         // The core leaves to TC what XDP cannot finish, so that all but the first do not occur here.
         Outcome::Pass
+        | Outcome::PassMarked
         | Outcome::Continue
         | Outcome::RedirectNeighbour { .. }
         | Outcome::Hold
@@ -82,7 +87,8 @@ fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
     let Some(packet) = TcPacket::new(ctx) else {
-        return TC_ACT_UNSPEC;
+        let is_lost = H::HOOK == Hook::TcEgress && Kernel::<H>::of_skb(ctx).is_marked();
+        return if is_lost { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
     };
     if pipeline::is_ipv6(&packet) { at_tc_of::<Ipv6, H>(ctx) } else { at_tc_of::<Ipv4, H>(ctx) }
 }
@@ -91,8 +97,17 @@ fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
     let world = Kernel::<H>::of_skb(ctx);
-    match process::<A, _, _>(&mut TcPacket::again(ctx), &world) {
-        Outcome::Pass => TC_ACT_UNSPEC,
+    let outcome = process::<A, _, _>(&mut TcPacket::again(ctx), &world);
+    match outcome {
+        Outcome::PassMarked | Outcome::Continue if H::HOOK == Hook::TcIngress => {
+            packet_tc::mark(ctx, tables::mark());
+        }
+        // It passes TC egress on its way out.
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } => packet_tc::set_done(ctx),
+        _ => {}
+    }
+    match outcome {
+        Outcome::Pass | Outcome::PassMarked => TC_ACT_UNSPEC,
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Continue => TC_ACT_OK,
         // SAFETY: the helper takes plain numbers.

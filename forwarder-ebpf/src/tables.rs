@@ -5,7 +5,7 @@ use core::{ffi::c_void, marker::PhantomData};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
@@ -22,7 +22,7 @@ use forwarder_common::{
     family::Family,
     flow::{Flow, FlowKey, Hop},
     fragment::{FragmentKey, Held, HeldKey, Train},
-    layout::{Hook, Interface, Settings},
+    layout::{DEFAULT_MARK, Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
     rule::{AllowKey, Page, PageKey, Rule},
@@ -67,6 +67,9 @@ static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6>, Train> = LruHashMap::pinned
 static HELD: LruHashMap<HeldKey<Ipv4>, Held> = LruHashMap::pinned(512, 0);
 #[map]
 static HELD_IPV6: LruHashMap<HeldKey<Ipv6>, Held> = LruHashMap::pinned(256, 0);
+/// When the host was last seen to talk from a mapped port, under the key of the answers, of either family.
+#[map]
+static HOST_SESSIONS: LruHashMap<FlowKey<Ipv6>, u64> = LruHashMap::pinned(65_536, 0);
 /// For each rule, when a packet of it last went to find out whether its neighbour still answers.
 #[map]
 static PROBES: Array<u64> = Array::pinned(1, 0);
@@ -216,6 +219,16 @@ pub fn held<A: Tabled>(key: &HeldKey<A>) -> Option<&'static Held> {
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
 
+/// See [`DEFAULT_MARK`].
+#[unsafe(no_mangle)]
+static MARK: Global<u32> = Global::new(DEFAULT_MARK);
+
+/// The mark of what goes through the host's stack.
+#[inline(always)]
+pub fn mark() -> u32 {
+    MARK.load()
+}
+
 const PROBE_INTERVAL: u64 = 1_000_000_000;
 
 /// Where a program runs, at compile time.
@@ -289,6 +302,18 @@ impl<A: Tabled> Flows<A> for FlowMaps {
     fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
         held(key).is_some_and(|held| now < held.expires)
     }
+
+    #[inline(always)]
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64> {
+        // SAFETY: as in `find`.
+        HOST_SESSIONS.get_ptr_mut(key.mapped()).map(|last_seen| unsafe { &mut *last_seen })
+    }
+
+    #[inline(always)]
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64) {
+        // Its next packet tries again.
+        let _ = HOST_SESSIONS.insert(key.mapped(), now, 0);
+    }
 }
 
 /// What this kernel knows, seen from one packet.
@@ -353,6 +378,12 @@ impl<H: Place> Surroundings for Kernel<H> {
     #[inline(always)]
     fn segment_size(&self) -> u32 {
         self.segment_size
+    }
+
+    #[inline(always)]
+    fn is_marked(&self) -> bool {
+        // SAFETY: at TC the context is an skb's, and the verifier lets a program read this field of it.
+        H::HOOK != Hook::Xdp && unsafe { (*self.ctx.cast::<__sk_buff>()).mark } & mark() != 0
     }
 
     #[inline(always)]

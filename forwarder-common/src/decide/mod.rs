@@ -4,6 +4,7 @@
 //! then left the packet to TC, which decides again.
 
 mod error;
+mod host;
 mod train;
 mod window;
 
@@ -260,6 +261,9 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             self.scratch.stage = stage;
             return Ok(());
         }
+        if !self.world.is_marked() {
+            let _ = self.note_host(datagram, keys);
+        }
         Err(Reason::NoMatch)
     }
 
@@ -272,8 +276,11 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// A new flow, if a rule allows one.
     #[inline(always)]
     fn open(&mut self, keys: &mut Keys<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
-        let claimed = self.claim(datagram, arrival);
+        let mut claimed = self.claim(datagram, arrival);
         self.scratch.plan.slot = self.scratch.inward.rule;
+        if claimed != Err(Reason::NoMatch) {
+            claimed = self.yield_to_host(&keys.here).and(claimed);
+        }
         if claimed == Err(Reason::Cut) {
             // As long as its client goes on, a connection that was cut is not picked up again.
             for stage in [Stage::Established, Stage::HalfOpen] {
@@ -788,8 +795,11 @@ fn fit<A: Family, W: World<A>>(
     flow: &Flow<A>,
     world: &W,
 ) -> Result<(), Reason> {
-    if datagram.fragment.to_host && flow.direction == INWARD {
-        *onward = Onward::Host;
+    if datagram.fragment.to_host && W::HOOK == Hook::TcIngress {
+        match flow.direction {
+            INWARD => *onward = Onward::Host,
+            _ => return Err(Reason::LeftTooBig),
+        }
     }
     let mtu = match onward {
         // The host has counted the hop, and kept to another uplink's MTU.

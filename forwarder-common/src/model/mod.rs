@@ -64,6 +64,7 @@ pub struct Tables<A: Address = Ipv4> {
     pub trains: HashMap<FragmentKey<A>, Train>,
     /// Frames without their Ethernet header, and until when they are held.
     pub held: HashMap<HeldKey<A>, (Vec<u8>, u64)>,
+    pub host_sessions: HashMap<FlowKey<A>, u64>,
     /// Of each flow table, in entries.
     pub capacity: usize,
 }
@@ -103,6 +104,14 @@ impl<A: Family> Flows<A> for Tables<A> {
         self.trains.get(key).copied()
     }
 
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64> {
+        self.host_sessions.get_mut(key)
+    }
+
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64) {
+        self.host_sessions.insert(*key, now);
+    }
+
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         self.trains.insert(*key, *train);
     }
@@ -127,6 +136,8 @@ pub struct Machine {
     pub routes: Vec<([u8; 4], u32, Route)>,
     /// See [`World::segment_size`].
     pub segment_size: u32,
+    /// See [`World::is_marked`].
+    pub marked: bool,
     /// What addresses are to it.
     pub roles: HashMap<Ipv4, u8>,
     pub probes: Cell<u32>,
@@ -203,6 +214,10 @@ impl<const HOOK: usize> Surroundings for At<'_, HOOK> {
 
     fn segment_size(&self) -> u32 {
         self.machine.segment_size
+    }
+
+    fn is_marked(&self) -> bool {
+        self.machine.marked
     }
 
     fn interface(&self, ifindex: u32) -> Option<&Interface> {

@@ -83,7 +83,7 @@ impl Rig {
             return;
         }
         let verdict = match taken.outcome {
-            Outcome::Pass => Verdict::Pass,
+            Outcome::Pass | Outcome::PassMarked => Verdict::Pass,
             Outcome::Drop => Verdict::Drop,
             Outcome::Hold => Verdict::Hold,
             _ => Verdict::Forward,

@@ -149,6 +149,7 @@ fn options(config: &Config, store_id: u64) -> Options {
         mode: config.datapath,
         pin_dir: config.pin_dir.clone(),
         store_id,
+        mark: config.mark,
         timeouts: config.timeouts,
         tables: config.tables,
     }

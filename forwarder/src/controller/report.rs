@@ -174,6 +174,7 @@ impl Controller {
 
     fn machine_warnings_of(&self, families: BTreeSet<Family>) -> Vec<String> {
         let mut warnings = warnings::of_machine(&families, &self.settings, &self.machine);
+        warnings.extend(warnings::of_uplinks(&self.settings, &self.network, &self.machine));
         warnings.extend(self.datapath.warnings());
         warnings
     }

@@ -2,17 +2,58 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use super::{Machine, Settings, conflict};
 use crate::network::{Egress, Network};
 use crate::rule::{Family, Place, PortRange, Request, Rule, Spec, now};
 
+/// An address on the internet, which nobody has (RFC 5737).
+const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
 /// Looks at the machine's settings for these families.
 pub fn of_machine(families: &BTreeSet<Family>, settings: &Settings, machine: &Machine) -> Vec<String> {
     let net = Path::new(machine.net_settings);
     families.iter().flat_map(|family| of_forwarding(*family, net, settings)).collect()
+}
+
+/// Looks at the uplinks, of which all but one may have a strict rp_filter in their way.
+pub fn of_uplinks(settings: &Settings, network: &Network, machine: &Machine) -> Vec<String> {
+    if settings.external.len() < 2 {
+        return Vec::new();
+    }
+    of_reverse_paths(
+        &Path::new(machine.net_settings).join("ipv4"),
+        settings,
+        default_uplink(network, machine),
+    )
+}
+
+/// The interface by which packets to the internet leave.
+fn default_uplink<'a>(network: &'a Network, machine: &Machine) -> Option<&'a str> {
+    let egress = (machine.find_egress)(&BTreeSet::from([SOMEWHERE])).ok()?;
+    let Egress::Interface(index) = egress.get(&SOMEWHERE)? else { return None };
+    network.interfaces.iter().find(|interface| interface.index == *index).map(|it| it.name.as_str())
+}
+
+/// Names other uplinks with a strict rp_filter: the kernel takes from them only what it would answer by
+/// them. A mapping's packets do not ask it, but those that the router has to answer or to fragment.
+fn of_reverse_paths(ipv4: &Path, settings: &Settings, default: Option<&str>) -> Vec<String> {
+    let Some(default) = default else { return Vec::new() };
+    let filter = |name: &str| {
+        let value = fs::read_to_string(ipv4.join("conf").join(name).join("rp_filter")).unwrap_or_default();
+        value.trim().parse::<u8>().unwrap_or(0)
+    };
+    let others = settings.external.iter().filter(|name| *name != default);
+    others
+        .filter(|name| filter("all").max(filter(name)) == 1)
+        .map(|name| {
+            format!(
+                "rp_filter is strict on {name}, and the route back to the internet leads by {default}: what comes in by {name} and the router has to fragment or to answer (TTL exceeded, too long) is lost: sysctl -w net/ipv4/conf/{name}/rp_filter=2"
+            )
+        })
+        .collect()
 }
 
 fn of_forwarding(family: Family, net: &Path, settings: &Settings) -> Vec<String> {
@@ -215,6 +256,30 @@ mod tests {
             of_machine(&families.iter().copied().collect(), &Settings::default(), &machine).len()
         };
         assert_eq!((said(&[]), said(&[Family::Ipv4]), said(&[Family::Ipv4, Family::Ipv6])), (0, 0, 1));
+    }
+
+    #[test]
+    fn a_strict_rp_filter_is_named_on_uplinks_that_no_route_leads_back_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |all: u8, wan2: u8, default: Option<&str>| {
+            for (name, value) in [("all", all), ("wan", 1), ("wan2", wan2)] {
+                let conf = directory.path().join("conf").join(name);
+                fs::create_dir_all(&conf).unwrap();
+                fs::write(conf.join("rp_filter"), format!("{value}\n")).unwrap();
+            }
+            let external = vec!["wan".into(), "wan2".into(), "gone".into()];
+            let settings = Settings { external, internal: vec!["lan".into()] };
+            let said = of_reverse_paths(directory.path(), &settings, default);
+            said.iter().map(|line| line.rsplit_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>()
+        };
+        let cures = |names: &[&str]| {
+            names.iter().map(|it| format!("net/ipv4/conf/{it}/rp_filter=2")).collect::<Vec<_>>()
+        };
+        assert_eq!(said(0, 1, Some("wan")), cures(&["wan2"]));
+        assert_eq!(said(1, 0, Some("wan")), cures(&["wan2", "gone"]));
+        assert_eq!(said(1, 2, Some("wan")), cures(&["gone"]));
+        assert_eq!(said(0, 1, Some("wan2")), cures(&["wan"]));
+        assert_eq!(said(1, 1, None), cures(&[]));
     }
 
     #[test]

@@ -97,6 +97,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     ipv4: Maps<Ipv4>,
     ipv6: Maps<Ipv6>,
+    host_sessions: HashMap<MapData, FlowKey<Ipv6>, u64>,
     reasons: PerCpuArray<MapData, Count>,
     rules: PerCpuArray<MapData, RuleCounters>,
 }
@@ -142,6 +143,7 @@ impl Kernel {
         Self {
             ipv4: Maps::take(&mut ebpf, ""),
             ipv6: Maps::take(&mut ebpf, "_IPV6"),
+            host_sessions: ebpf.take_map("HOST_SESSIONS").unwrap().try_into().unwrap(),
             reasons: ebpf.take_map("REASON_COUNTERS").unwrap().try_into().unwrap(),
             rules: ebpf.take_map("RULE_COUNTERS").unwrap().try_into().unwrap(),
             host,
@@ -168,6 +170,10 @@ impl Kernel {
     pub fn clear(&mut self) {
         self.ipv4.clear();
         self.ipv6.clear();
+        let sessions: Vec<_> = self.host_sessions.keys().collect::<Result<_, _>>().unwrap();
+        for key in sessions {
+            self.host_sessions.remove(&key).unwrap();
+        }
         let cpus = aya::util::nr_cpus().unwrap();
         for index in 0..REASON_COUNTERS as u32 {
             let zeroes = PerCpuValues::try_from(vec![Count::default(); cpus]).unwrap();
@@ -292,7 +298,7 @@ pub fn verdict(hook: Hook, outcome: Outcome) -> u32 {
     const TC: [u32; 3] = [u32::MAX, 2, 7];
     let [pass, drop, redirect] = if hook == Hook::Xdp { XDP } else { TC };
     match outcome {
-        Outcome::Pass => pass,
+        Outcome::Pass | Outcome::PassMarked => pass,
         Outcome::Drop | Outcome::Hold => drop,
         Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } | Outcome::Release => redirect,
         Outcome::Continue => 0,

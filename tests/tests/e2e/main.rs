@@ -11,6 +11,8 @@ mod errors;
 mod flows;
 mod foreign;
 mod fragments;
+mod hostile;
 mod living;
 mod refusing;
+mod sharing;
 mod translating;

@@ -83,6 +83,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
     let mut ebpf = loader
         .default_map_pin_directory(&maps)
         .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .override_global("MARK", &options.mark, true)
         .load(object())
         .map_err(|error| match permission(&error) {
             true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root"),

@@ -4,7 +4,9 @@ mod attach;
 mod clock;
 mod detach_link;
 mod flows;
+mod host_sessions;
 mod load;
+mod netfilter;
 mod owner;
 mod roles;
 mod rules;
@@ -28,7 +30,9 @@ use forwarder_common::{
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
 };
+use host_sessions::HostSessions;
 pub use load::object;
+use netfilter::HostFilter;
 use roles::Roles;
 use rules::RuleTables;
 
@@ -50,6 +54,8 @@ pub struct KernelDatapath {
     reasons: PerCpuArray<MapData, layout::Count>,
     rules: RuleTables,
     flows: FlowTables,
+    host_sessions: HostSessions,
+    host_filter: HostFilter,
     /// The eBPF side's lines, rare ones, on their way into this side's log.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     /// What `INTERFACES` holds.
@@ -110,6 +116,8 @@ impl KernelDatapath {
             reasons: take(&mut ebpf, "REASON_COUNTERS")?,
             rules: RuleTables::open(&mut ebpf)?,
             flows: FlowTables::open(&mut ebpf, options.timeouts)?,
+            host_sessions: HostSessions::open(&mut ebpf)?,
+            host_filter: HostFilter::new(options.mark, &options.external, &options.internal),
             described: BTreeMap::new(),
             detached: false,
             log,
@@ -262,6 +270,8 @@ fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) 
 impl Datapath for KernelDatapath {
     fn keep(&mut self) {
         self.pins.keep();
+        // Last, so that a start that fails leaves no table.
+        self.host_filter.follow();
     }
 
     fn rule_capacity(&self) -> u32 {
@@ -270,6 +280,7 @@ impl Datapath for KernelDatapath {
 
     fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
         self.roles.follow_rules(wanted)?;
+        self.host_sessions.spare(wanted);
         self.rules.reconcile(wanted)
     }
 
@@ -283,6 +294,9 @@ impl Datapath for KernelDatapath {
 
     fn collect(&mut self) -> Result<()> {
         self.notice_detached();
+        if !self.detached {
+            self.host_filter.follow();
+        }
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -330,7 +344,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn warnings(&self) -> Vec<String> {
-        if self.detached { vec![TAKEN_OFF.to_owned()] } else { Vec::new() }
+        if self.detached { vec![TAKEN_OFF.to_owned()] } else { self.host_filter.warnings() }
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
