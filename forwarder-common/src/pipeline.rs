@@ -89,58 +89,78 @@ where
     W: World<A>,
     C: Counters,
 {
-    if let Err(reason) = read(packet, core.world, seen) {
-        return stop(core.world, reason, None, packet.len(), core.counters);
+    core.scratch.forget();
+    match carry(packet, seen, &mut core) {
+        Ok(Carried::Released) => Outcome::Release,
+        Ok(Carried::Sent(reason)) => {
+            let (plan, onward) = core.scratch.decided();
+            let (slot, direction) = (plan.slot, plan.direction);
+            let bytes = u64::from(seen.datagram.ip_len);
+            core.counters.count_reason(reason, bytes);
+            core.counters.count_forwarded(slot, direction, bytes);
+            onward_to(onward)
+        }
+        Err(reason) => stop(reason, packet.len(), &mut core),
     }
+}
+
+/// How far a frame was taken.
+enum Carried {
+    /// Translated: it is sent on, and counted as this.
+    Sent(Reason),
+    /// It comes in again, and behind it the fragment that was held until it came.
+    Released,
+}
+
+/// Takes a frame as far as it goes; the error is why it is not sent on.
+#[inline(always)]
+fn carry<A, P, F, W, C>(
+    packet: &mut P,
+    seen: &mut Seen<A>,
+    core: &mut Core<'_, A, F, W, C>,
+) -> Result<Carried, Reason>
+where
+    A: Family,
+    P: Packet,
+    F: Flows<A>,
+    W: World<A>,
+    C: Counters,
+{
+    read(packet, core.world, seen)?;
     let Seen { datagram, arrival, quote, keys, held } = seen;
     let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
     // XDP leaves both of these to TC.
     let is_later = W::HOOK != Hook::Xdp && datagram.transport == Transport::LaterFragment;
     let is_error = W::HOOK != Hook::Xdp && datagram.transport == Transport::IcmpError;
-    let known = if is_later {
-        core.join(datagram, side, packet.len())
-    } else if is_error {
-        icmp::quote(packet, datagram, quote)
-    } else {
-        Ok(())
-    };
-    if known == Err(Reason::Held) {
+    let joined = if is_later { core.join(datagram, side, packet.len()) } else { Ok(()) };
+    if joined == Err(Reason::Held) {
         *held = HeldKey::new(datagram, side, datagram.fragment.offset);
     } else if W::HOOK == Hook::TcIngress && datagram.fragment.more && core.finds_next(datagram, side, held) {
-        return Outcome::Release;
+        return Ok(Carried::Released);
     }
-    if let Err(reason) = known {
-        return stop(core.world, reason, None, packet.len(), core.counters);
-    }
+    joined?;
     let decided = match W::HOOK {
-        _ if is_error => core.error(datagram, quote, arrival, keys),
+        _ if is_error => {
+            icmp::quote(packet, datagram, quote)?;
+            core.error(datagram, quote, arrival, keys)
+        }
         Hook::TcEgress => core.egress(datagram, keys),
         _ => core.ingress(datagram, arrival, keys),
     };
-    let (plan, onward) = core.scratch.decided();
-    let (slot, direction) = (plan.slot, plan.direction);
-    if let Err(reason) = decided {
-        if W::HOOK == Hook::TcIngress && reason == Reason::LeftTooBig && datagram.leads() {
-            let _ = core.lead(datagram, side, true);
-        }
-        let slot = (reason != Reason::NoMatch).then_some(slot);
-        return stop(core.world, reason, slot, packet.len(), core.counters);
+    if W::HOOK == Hook::TcIngress && decided == Err(Reason::LeftTooBig) && datagram.leads() {
+        let _ = core.lead(datagram, side, true);
     }
+    decided?;
     if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
-        return stop(core.world, Reason::BadIcmpChecksum, Some(slot), packet.len(), core.counters);
+        return Err(Reason::BadIcmpChecksum);
     }
-    let (reason, outcome) = onward_to(W::HOOK, onward);
-    if write::<A, P, W>(packet, seen, core.scratch).is_err() {
-        return stop(core.world, Reason::Unwritable, Some(slot), packet.len(), core.counters);
+    write::<A, P, W>(packet, seen, core.scratch).map_err(|_| Reason::Unwritable)?;
+    let (_, onward) = core.scratch.decided();
+    let reason = counted_as(W::HOOK, onward);
+    if W::HOOK != Hook::Xdp && seen.datagram.leads() {
+        let _ = core.lead(&seen.datagram, side, reason == Reason::TranslatedForHost);
     }
-    let datagram = &seen.datagram;
-    if W::HOOK != Hook::Xdp && datagram.leads() {
-        let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
-    }
-    let bytes = u64::from(datagram.ip_len);
-    core.counters.count_reason(reason, bytes);
-    core.counters.count_forwarded(slot, direction, bytes);
-    outcome
+    Ok(Carried::Sent(reason))
 }
 
 /// Reads the headers, if the packet is one that this place can have a say in.
@@ -209,19 +229,19 @@ fn arrival(ethernet: &Ethernet, interface: &Interface) -> Result<Arrival, Reason
 /// Counts a packet that is not forwarded. The host's own packets are not worth a count each time
 /// one leaves; what it was to send translated does not leave otherwise (design, law 3).
 #[inline(always)]
-fn stop<W: Surroundings, C: Counters>(
-    world: &W,
-    reason: Reason,
-    slot: Option<u32>,
-    frame_len: usize,
-    counters: &mut C,
-) -> Outcome {
+fn stop<A, F, W, C>(reason: Reason, frame_len: usize, core: &mut Core<'_, A, F, W, C>) -> Outcome
+where
+    A: Family,
+    F: Flows<A>,
+    W: World<A>,
+    C: Counters,
+{
     let passes = reason.verdict() != Verdict::Drop;
-    let is_lost = W::HOOK == Hook::TcEgress && passes && world.is_marked();
+    let is_lost = W::HOOK == Hook::TcEgress && passes && core.world.is_marked();
     let reason = if is_lost { Reason::Untranslated } else { reason };
     let drops = is_lost || !passes;
     if drops || W::HOOK != Hook::TcEgress {
-        counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
+        core.counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
     }
     if !drops {
         return match reason {
@@ -230,26 +250,30 @@ fn stop<W: Surroundings, C: Counters>(
             _ => Outcome::Pass,
         };
     }
-    if let Some(slot) = slot {
-        counters.count_dropped(slot, reason);
+    if let Some(slot) = core.scratch.slot() {
+        core.counters.count_dropped(slot, reason);
     }
     Outcome::Drop
 }
 
-/// What a translated packet is counted as, and where it goes.
+/// What a translated packet is counted as.
 #[inline(always)]
-fn onward_to(hook: Hook, onward: &Onward) -> (Reason, Outcome) {
+fn counted_as(hook: Hook, onward: &Onward) -> Reason {
+    match onward {
+        Onward::Hop(_) if hook != Hook::TcEgress => Reason::Forwarded,
+        Onward::Neighbour { .. } => Reason::Resolving,
+        Onward::Host => Reason::TranslatedForHost,
+        Onward::Hop(_) | Onward::Egress => Reason::TranslatedAtEgress,
+    }
+}
+
+/// Where a translated packet goes.
+#[inline(always)]
+fn onward_to(onward: &Onward) -> Outcome {
     match *onward {
-        Onward::Hop(hop) => {
-            let leaves = hook == Hook::TcEgress;
-            let reason = if leaves { Reason::TranslatedAtEgress } else { Reason::Forwarded };
-            (reason, Outcome::Redirect { ifindex: hop.ifindex })
-        }
-        Onward::Neighbour { ifindex, next_hop } => {
-            (Reason::Resolving, Outcome::RedirectNeighbour { ifindex, next_hop })
-        }
-        Onward::Host => (Reason::TranslatedForHost, Outcome::Continue),
-        Onward::Egress => (Reason::TranslatedAtEgress, Outcome::Continue),
+        Onward::Hop(hop) => Outcome::Redirect { ifindex: hop.ifindex },
+        Onward::Neighbour { ifindex, next_hop } => Outcome::RedirectNeighbour { ifindex, next_hop },
+        Onward::Host | Onward::Egress => Outcome::Continue,
     }
 }
 
