@@ -173,13 +173,16 @@ impl Frame {
         self.around(self.ip_packet(&self.l4(), None), source_mac, destination_mac)
     }
 
-    /// The frame in two fragments: `first` bytes of what is behind the IP headers, a multiple of eight, and
-    /// the rest.
-    pub fn fragments(&self, source_mac: [u8; 6], destination_mac: [u8; 6], first: u16) -> [Vec<u8>; 2] {
+    /// The frame in fragments that carry so many bytes of what is behind the IP headers, a multiple of eight.
+    pub fn fragments(&self, source_mac: [u8; 6], destination_mac: [u8; 6], length: u16) -> Vec<Vec<u8>> {
         let l4 = self.l4();
-        let (one, other) = l4.split_at(first.into());
-        [(one, (0, true)), (other, (first, false))]
+        let parts = l4.chunks(length.into());
+        let last = parts.len() - 1;
+        (0_u16..)
+            .zip(parts)
+            .map(|(at, part)| (part, (at * length, usize::from(at) != last)))
             .map(|(part, place)| self.around(self.ip_packet(part, Some(place)), source_mac, destination_mac))
+            .collect()
     }
 
     fn around(&self, packet: Vec<u8>, source_mac: [u8; 6], destination_mac: [u8; 6]) -> Vec<u8> {

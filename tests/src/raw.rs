@@ -46,9 +46,9 @@ impl RawSocket {
         frame.bytes(self.mac, self.gateway)
     }
 
-    /// The two fragments that `frame` will be (see [`Frame::fragments`]).
-    pub fn fragments(&self, frame: &Frame, first: u16) -> [Vec<u8>; 2] {
-        frame.fragments(self.mac, self.gateway, first)
+    /// The fragments that `frame` will be (see [`Frame::fragments`]).
+    pub fn fragments(&self, frame: &Frame, length: u16) -> Vec<Vec<u8>> {
+        frame.fragments(self.mac, self.gateway, length)
     }
 
     /// The first TCP or UDP packet to come that `wanted` likes; others are thrown away.

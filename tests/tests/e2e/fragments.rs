@@ -9,30 +9,11 @@ use testbed::{DEADLINE, Datapath, Frame, RawSocket, Testbed, UdpServer, bytes, u
 
 use crate::common::*;
 
-/// Where the server listens, for a datagram of several fragments.
+/// Of a datagram in three fragments.
 const PAYLOAD: usize = 4000;
 
-/// A frame's packet in fragments that carry `length` bytes of it.
-fn fragments(frame: &[u8], ip: usize, length: usize) -> Vec<Vec<u8>> {
-    let l4 = ip + 20;
-    let pieces = frame[l4..].chunks(length);
-    let last = pieces.len() - 1;
-    let piece = |(at, piece): (usize, &[u8])| {
-        let mut header = etherparse::Ipv4Header::from_slice(&frame[ip..]).unwrap().0;
-        header.set_payload_len(piece.len()).unwrap();
-        header.more_fragments = at != last;
-        header.fragment_offset = ((at * length / 8) as u16).try_into().unwrap();
-        header.header_checksum = header.calc_header_checksum();
-        [&frame[..ip], &header.to_bytes(), piece].concat()
-    };
-    pieces.enumerate().map(piece).collect()
-}
-
-/// The fragments, for links of 1500 bytes, of a datagram as the wire's host sends it.
-fn cut(wire: &RawSocket, datagram: &Frame) -> Vec<Vec<u8>> {
-    let whole = Frame { dont_fragment: false, ..datagram.clone() };
-    fragments(&wire.bytes(&whole), whole.ip_offset(), 1480)
-}
+/// How much of a packet a fragment carries on links of 1500 bytes, of either family.
+const LENGTH: u16 = 1448;
 
 /// Sends frames, the last after a pause.
 fn send_last_after(wire: &RawSocket, frames: &[Vec<u8>], pause: Duration) {
@@ -60,17 +41,17 @@ fn assert_nothing_comes(socket: &UdpSocket) {
 
 const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(500)];
 
-for_each_datapath! {
+for_each_family! {
     fn a_datagram_arrives_whose_first_fragment_comes_last(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         for (id, pause) in (0..).zip(PAUSES) {
             let payload = bytes(PAYLOAD + usize::from(id));
-            let mut pieces = cut(&wire, &Frame { id, ..Frame::udp(STRANGER, W8080, &payload) });
+            let mut pieces = wire.fragments(&Frame { id, ..bed.udp(STRANGER, W8080, &payload) }, LENGTH);
             pieces.reverse();
             send_last_after(&wire, &pieces, pause);
-            assert!(received(&server) == (payload, STRANGER.to_owned()), "after {pause:?}");
+            assert!(received(&server) == (payload, bed.ip(STRANGER)), "after {pause:?}");
         }
         assert_nothing_comes(&server);
         let stats = bed.stats().unwrap();
@@ -79,14 +60,14 @@ for_each_datapath! {
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn a_datagram_arrives_whatever_order_its_fragments_come_in(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         for id in 0..24 {
             let payload = bytes(5000 + usize::from(id));
-            let mut pieces = cut(&wire, &Frame { id, ..Frame::udp(STRANGER, W8080, &payload) });
+            let mut pieces = wire.fragments(&Frame { id, ..bed.udp(STRANGER, W8080, &payload) }, LENGTH);
             // Each order of four has a number: which goes next of those that are left.
             let mut number = usize::from(id);
             while !pieces.is_empty() {
@@ -94,11 +75,11 @@ for_each_datapath! {
                 number /= pieces.len();
                 wire.send_bytes(&pieces.remove(next)).unwrap();
             }
-            assert!(received(&server) == (payload, STRANGER.to_owned()), "order {id}");
+            assert!(received(&server) == (payload, bed.ip(STRANGER)), "order {id}");
         }
         // As many fragments as there may be, the wrong way round.
         let payload = bytes(65_507);
-        let mut pieces = cut(&wire, &Frame { id: 999, ..Frame::udp(STRANGER, W8080, &payload) });
+        let mut pieces = wire.fragments(&Frame { id: 999, ..bed.udp(STRANGER, W8080, &payload) }, LENGTH);
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::ZERO);
         assert!(received(&server).0 == payload);
@@ -106,48 +87,48 @@ for_each_datapath! {
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn an_answer_arrives_whose_first_fragment_comes_last(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let client = udp_socket(&bed.client, "203.0.113.2:4000").unwrap();
+        let client = udp_socket(&bed.client, &bed.ip("203.0.113.2:4000")).unwrap();
         mute(bed.server());
         let wire = bed.wire("10.0.0.10").unwrap();
-        client.send_to(b"question", W8080).unwrap();
+        client.send_to(b"question", bed.ip(W8080)).unwrap();
         wire.receive(DEADLINE, |packet| packet.payload == b"question").unwrap();
         for (id, pause) in (0..).zip(PAUSES) {
             let payload = bytes(PAYLOAD + usize::from(id));
-            let mut pieces = cut(&wire, &Frame { id, ..Frame::udp(TARGET, "203.0.113.2:4000", &payload) });
+            let mut pieces = wire.fragments(&Frame { id, ..bed.udp(TARGET, "203.0.113.2:4000", &payload) }, LENGTH);
             pieces.reverse();
             send_last_after(&wire, &pieces, pause);
-            assert!(received(&client) == (payload, W8080.to_owned()), "after {pause:?}");
+            assert!(received(&client) == (payload, bed.ip(W8080)), "after {pause:?}");
         }
         assert_nothing_comes(&client);
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn a_host_inside_may_send_the_first_fragment_last_too(bed = two_servers()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("10.0.0.11").unwrap();
         let payload = bytes(PAYLOAD);
-        let mut pieces = cut(&wire, &Frame::udp("10.0.0.11:4000", W8080, &payload));
+        let mut pieces = wire.fragments(&bed.udp("10.0.0.11:4000", W8080, &payload), LENGTH);
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::from_millis(50));
         let (arrived, from) = received(&server);
-        assert!(arrived == payload && from.starts_with("203.0.113.1:"), "{from}");
+        assert!(arrived == payload && from.starts_with(bed.ip("203.0.113.1:").as_str()), "{from}");
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn clients_with_one_identification_are_kept_apart_in_any_order(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         let clients: Vec<String> = (1..=9).map(|number| format!("192.0.2.{number}:4000")).collect();
         let datagram = |client: &String| [client.as_bytes(), &bytes(PAYLOAD)].concat();
         let pieces: Vec<_> =
-            clients.iter().map(|client| cut(&wire, &Frame::udp(client, W8080, &datagram(client)))).collect();
+            clients.iter().map(|client| wire.fragments(&bed.udp(client, W8080, &datagram(client)), LENGTH)).collect();
         // All last ones, then all in the middle, then all first ones.
         for at in (0..pieces[0].len()).rev() {
             for of_client in &pieces {
@@ -155,41 +136,41 @@ for_each_datapath! {
             }
         }
         let arrived: HashSet<_> = clients.iter().map(|_| received(&server)).collect();
-        assert!(arrived == clients.iter().map(|client| (datagram(client), client.clone())).collect());
+        assert!(arrived == clients.iter().map(|client| (datagram(client), bed.ip(client))).collect());
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn the_routers_own_services_get_their_fragments_in_any_order(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let service = udp_socket(&bed.router, "203.0.113.1:53").unwrap();
+        let service = udp_socket(&bed.router, &bed.ip("203.0.113.1:53")).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         for (id, pause) in (0..).zip(PAUSES) {
             for backwards in [false, true] {
                 let payload = bytes(PAYLOAD + usize::from(id));
-                let mut pieces = cut(&wire, &Frame { id, ..Frame::udp(STRANGER, "203.0.113.1:53", &payload) });
+                let mut pieces = wire.fragments(&Frame { id, ..bed.udp(STRANGER, "203.0.113.1:53", &payload) }, LENGTH);
                 if backwards {
                     pieces.reverse();
                 }
                 send_last_after(&wire, &pieces, pause);
-                assert!(received(&service) == (payload, STRANGER.to_owned()), "after {pause:?}");
+                assert!(received(&service) == (payload, bed.ip(STRANGER)), "after {pause:?}");
             }
         }
         assert_nothing_comes(&service);
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 10 as well: each with a priority tag of its own.
     fn tagged_fragments_arrive_in_any_order(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         let payload = bytes(PAYLOAD);
-        let mut pieces = cut(&wire, &Frame { vlan: Some(0xa000), ..Frame::udp(STRANGER, W8080, &payload) });
+        let mut pieces = wire.fragments(&Frame { vlan: Some(0xa000), ..bed.udp(STRANGER, W8080, &payload) }, LENGTH);
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::ZERO);
-        assert!(received(&server) == (payload, STRANGER.to_owned()));
+        assert!(received(&server) == (payload, bed.ip(STRANGER)));
     }
 }
 
@@ -198,68 +179,63 @@ fn fragments_of_9000_bytes_arrive_in_any_order() {
     for datapath in [Datapath::Tc, Datapath::GenericXdp] {
         let bed = Testbed::builder().mtu(9000).checksum_offload(true).datapath(datapath).start().unwrap();
         add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         let payload = bytes(40_000);
-        let whole = Frame { dont_fragment: false, ..Frame::udp(STRANGER, W8080, &payload) };
-        let mut pieces = fragments(&wire.bytes(&whole), whole.ip_offset(), 8976);
+        let mut pieces = wire.fragments(&bed.udp(STRANGER, W8080, &payload), 8952);
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::ZERO);
-        assert!(received(&server) == (payload, STRANGER.to_owned()), "{datapath:?}");
+        assert!(received(&server) == (payload, bed.ip(STRANGER)), "{datapath:?}");
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     fn a_flood_of_lone_fragments_harms_nobody(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-        let client = udp_socket(&bed.client, "203.0.113.2:4000").unwrap();
+        let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        let client = udp_socket(&bed.client, &bed.ip("203.0.113.2:4000")).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         let long = "long ".repeat(1000);
         let flood = bytes(100);
         for number in 0..20_000_u16 {
             let stranger = format!("192.0.2.{}:4000", number % 250 + 1);
-            let frame = Frame { id: number, ..Frame::udp(&stranger, W8080, &flood) };
-            let frame = wire.bytes(&Frame { dont_fragment: false, ..frame });
-            let at = 1 + usize::from(number % 3);
-            wire.send_bytes(&fragments(&frame, 14, 24)[at]).unwrap();
+            let frame = Frame { id: number, ..bed.udp(&stranger, W8080, &flood) };
+            wire.send_bytes(&wire.fragments(&frame, 24)[1 + usize::from(number % 3)]).unwrap();
             if number % 2000 == 0 {
-                assert!(answers(&client, W8080));
+                assert!(answers(&client, &bed.ip(W8080)));
                 client.set_read_timeout(Some(DEADLINE)).unwrap();
                 // In fragments there and back, in order.
-                assert_eq!(testbed::udp_ask(&client, W8080, &long).unwrap(), format!("server {long}"));
+                assert_eq!(testbed::udp_ask(&client, &bed.ip(W8080), &long).unwrap(), format!("server {long}"));
             }
         }
         let stats = bed.stats().unwrap();
         assert!(stats.reason("held") > 15_000 && stats.dropped() == 0, "{stats}");
-        let mut pieces = cut(&wire, &Frame::udp("203.0.113.2:4000", W8080, long.as_bytes()));
+        let mut pieces = wire.fragments(&bed.udp("203.0.113.2:4000", W8080, long.as_bytes()), LENGTH);
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::from_millis(50));
-        assert!(received(&client) == (format!("server {long}").into_bytes(), W8080.to_owned()));
+        assert!(received(&client) == (format!("server {long}").into_bytes(), bed.ip(W8080)));
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 35.
     fn fragments_are_held_without_a_controller(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let server = udp_socket(bed.server(), TARGET).unwrap();
+        let server = udp_socket(bed.server(), &bed.ip(TARGET)).unwrap();
         let wire = bed.wire("203.0.113.2").unwrap();
         bed.daemon.kill();
-        let mut id = 0;
-        let mut deliver = |meanwhile: &mut dyn FnMut()| {
-            id += 1;
+        let deliver = |bed: &mut Testbed, id: u16, meanwhile: fn(&mut Testbed)| {
             let payload = bytes(PAYLOAD + usize::from(id));
-            let mut pieces = cut(&wire, &Frame { id, ..Frame::udp(STRANGER, W8080, &payload) });
+            let mut pieces = wire.fragments(&Frame { id, ..bed.udp(STRANGER, W8080, &payload) }, LENGTH);
             let first = pieces.remove(0);
             pieces.iter().for_each(|piece| wire.send_bytes(piece).unwrap());
             sleep(Duration::from_millis(50));
-            meanwhile();
+            meanwhile(bed);
             wire.send_bytes(&first).unwrap();
-            assert!(received(&server) == (payload, STRANGER.to_owned()));
+            assert!(received(&server) == (payload, bed.ip(STRANGER)));
         };
-        deliver(&mut || {});
-        // The next one finds what is held.
-        deliver(&mut || bed.daemon.start().unwrap());
+        deliver(bed, 1, |_| {});
+        // The next controller finds what is held.
+        deliver(bed, 2, |bed| bed.daemon.start().unwrap());
     }
 }
