@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::thread::sleep;
 use std::time::Duration;
 
-use testbed::{DEADLINE, Datapath, Frame, RawSocket, Testbed, UdpServer, bytes, udp_socket};
+use testbed::{DEADLINE, Datapath, Frame, RawSocket, Testbed, UdpServer, bytes, udp_socket, wait_until};
 
 use crate::common::*;
 
@@ -214,6 +214,31 @@ for_each_family! {
         pieces.reverse();
         send_last_after(&wire, &pieces, Duration::from_millis(50));
         assert!(received(&client) == (format!("server {long}").into_bytes(), bed.ip(W8080)));
+    }
+}
+
+for_each_family! {
+    fn fragments_are_held_as_long_as_there_is_a_rule(bed = Testbed::builder()) {
+        add(bed, "udp 203.0.113.1:8080 10.0.0.10:80 --name only");
+        mute(bed.server());
+        let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        let send_lone_ones = || {
+            for (wire, from, to) in [(&client, STRANGER, W8080), (&server, TARGET, STRANGER)] {
+                let pieces = wire.fragments(&bed.udp(from, to, &bytes(PAYLOAD)), LENGTH);
+                wire.send_bytes(&pieces[2]).unwrap();
+            }
+        };
+        let lone_ones = || {
+            let stats = bed.stats().unwrap();
+            (stats.reason("held"), stats.verdict("tc-ingress", "hold") + stats.verdict("tc-ingress", "pass"))
+        };
+        send_lone_ones();
+        wait_until("both are held", DEADLINE, || lone_ones().0 == 2).unwrap();
+        bed.ctl(&["del", "only"]).unwrap();
+        let before = lone_ones().1;
+        send_lone_ones();
+        wait_until("two more have come", DEADLINE, || lone_ones().1 >= before + 2).unwrap();
+        assert_eq!(lone_ones().0, 2, "{}", bed.stats().unwrap());
     }
 }
 
