@@ -199,6 +199,15 @@ fn only_fragments_that_a_rule_can_be_about_are_held() {
     }
 }
 
+/// What the host sends comes in order.
+#[test]
+fn nothing_is_held_that_the_host_sends() {
+    let mut rig = Rig::new();
+    let spec = FrameSpec { payload: vec![7; 40], dont_fragment: false, ..rig.server(udp::NUMBER) };
+    let taken = rig.take(Hook::TcEgress, Side::External, &fragmented(&spec.bytes(), 24)[1]);
+    assert_eq!((taken.outcome, taken.reason), (Outcome::Pass, None));
+}
+
 /// What the first may not, the others may not.
 #[test]
 fn held_fragments_of_a_packet_that_is_refused_go_nowhere() {

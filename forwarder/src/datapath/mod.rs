@@ -176,7 +176,7 @@ pub struct ReasonCount {
     /// `xdp`, `tc-ingress` or `tc-egress`.
     pub path: String,
     pub reason: String,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `hold` or `drop`.
     pub verdict: String,
     #[serde(flatten)]
     pub count: Count,
