@@ -146,7 +146,7 @@ fn what_no_rule_matches_passes() {
 
 /// Row 16: ARP, IPv6, LLDP.
 #[test]
-fn what_is_not_ipv4_passes() {
+fn what_is_not_ip_passes() {
     for ether_type in [[0x08, 0x06], [0x86, 0xdd], [0x88, 0xcc]] {
         assert_left_alone(|frame| frame[12..14].copy_from_slice(&ether_type), |_| Reason::NotIp);
     }

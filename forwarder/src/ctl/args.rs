@@ -29,13 +29,14 @@ pub enum Command {
     /// Show how the controller fares, and what carries packets on each interface
     ///
     /// Of the tables, `rules` counts rules, `ports` the pages of 64 ports that they have, `flows` and
-    /// `half-open` sessions.
+    /// `half-open` sessions over IPv4, `flows-ipv6` and `half-open-ipv6` those over IPv6.
     #[command(after_help = "Example:\n  forwarderctl status")]
     Status,
     /// Add a rule
     #[command(after_help = "Examples:
   forwarderctl add tcp wan:8080 10.0.0.10:80 --name web
-  forwarderctl add udp 203.0.113.10:10000-10099 10.0.0.20:10000-10099 --lifetime 12h --allow 198.51.100.0/24")]
+  forwarderctl add udp 203.0.113.10:10000-10099 10.0.0.20:10000-10099 --lifetime 12h --allow 198.51.100.0/24
+  forwarderctl add tcp '[2001:db8::1]:443' '[fd00::10]:443'")]
     Add(Add),
     /// Change a rule in place
     #[command(after_help = "Examples:
@@ -80,10 +81,10 @@ pub struct Add {
     /// tcp, udp or tcp+udp
     #[arg(value_name = "PROTO")]
     pub protocol: String,
-    /// Where it is reached: ADDR:PORT[-PORT] or IFACE:PORT[-PORT]
+    /// Where it is reached: ADDR:PORT[-PORT] or IFACE:PORT[-PORT], an IPv6 address in brackets
     #[arg(value_name = "EXTERNAL")]
     pub external: String,
-    /// Where it leads: ADDR:PORT[-PORT]
+    /// Where it leads: ADDR:PORT[-PORT]; an interface is reached at its addresses of this one's family
     #[arg(value_name = "TARGET")]
     pub target: String,
     #[command(flatten)]
