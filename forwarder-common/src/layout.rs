@@ -3,7 +3,7 @@
 use crate::reason::Reason;
 
 /// Grows whenever a pinned map changes its shape or meaning, so that no controller misreads one.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The one entry of the settings map.
 #[repr(C)]

@@ -89,6 +89,9 @@ reasons! {
         ForwardingOff "forwarding-off" "The kernel's forwarding is off on the interface it came in on.",
         WrongEgress "wrong-egress" "The route to the target leaves by an interface that is not internal.",
         PortCollision "port-collision" "Other flows have all the source ports at the target that were tried for it.",
+        SessionLimit "session-limit" "The rule has as many sessions as it may.",
+        SourceLimit "source-limit" "Its source has as many sessions of the rule as it may.",
+        RateLimit "rate-limit" "The rule has taken as many new sessions in this second as it may.",
         TableFull "table-full" "The flow table has no room.",
         Unwritable "unwritable" "The kernel refused to change the packet.",
     }

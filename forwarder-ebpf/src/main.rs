@@ -1,10 +1,13 @@
 //! The XDP and TC programs: entry points and verdicts. All decisions are in `forwarder_common`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod counters;
 mod packet_tc;
 mod packet_xdp;
+mod sessions;
+mod sockets;
 mod tables;
 
 use aya_ebpf::{

@@ -14,13 +14,14 @@ use crate::{
     address::{Address, Ipv4, Ipv6},
     decide::{Core, Scratch},
     family::Family,
-    flow::{Flow, FlowKey, INWARD},
+    flow::{Flow, FlowKey, INWARD, Tuple},
     fragment::{FragmentKey, Train},
     layout::{Hook, Interface, RuleCounters},
     packet::{OutOfBounds, Packet, Plain},
     pipeline::{self, Outcome, Seen},
     reason::Reason,
     rule::{Page, PageKey, Rule},
+    sessions::{Sessions, SessionsKey},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
 };
 
@@ -61,6 +62,9 @@ pub struct Tables<A: Address = Ipv4> {
     pub established: HashMap<FlowKey<A>, Flow<A>>,
     pub half_open: HashMap<FlowKey<A>, Flow<A>>,
     pub trains: HashMap<FragmentKey<A>, Train>,
+    pub sessions: HashMap<SessionsKey, i64>,
+    /// By slot: see [`Sessions::due`].
+    pub due: HashMap<u32, u64>,
     /// Of each flow table, in entries.
     pub capacity: usize,
 }
@@ -96,12 +100,40 @@ impl<A: Family> Flows<A> for Tables<A> {
         self.stage(stage).remove(key);
     }
 
+    fn is_first_end(&mut self, inward: &FlowKey<A>) -> bool {
+        self.established.get_mut(inward).is_some_and(|flow| std::mem::replace(&mut flow.ends, 1) == 0)
+    }
+
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train> {
         self.trains.get(key).copied()
     }
 
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         self.trains.insert(*key, *train);
+    }
+}
+
+impl<A: Address> Sessions for Tables<A> {
+    fn sessions(&mut self, key: &SessionsKey) -> i64 {
+        self.sessions.get(key).copied().unwrap_or(0)
+    }
+
+    fn count_sessions(&mut self, key: &SessionsKey, by: i64) -> Result<(), Refused> {
+        *self.sessions.entry(*key).or_default() += by;
+        Ok(())
+    }
+
+    fn due(&mut self, slot: u32) -> u64 {
+        self.due.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn set_due(&mut self, slot: u32, due: u64) {
+        self.due.insert(slot, due);
+    }
+
+    fn postpone(&mut self, slot: u32, by: u64) {
+        let due = self.due.entry(slot).or_default();
+        *due = due.wrapping_add(by);
     }
 }
 
@@ -122,6 +154,8 @@ pub struct Machine {
     pub segment_size: u32,
     /// Its addresses.
     pub own: Vec<Ipv4>,
+    /// Protocols and ports that a socket of the host listens on.
+    pub sockets: Vec<(u8, u16)>,
     pub probes: Cell<u32>,
 }
 
@@ -227,6 +261,10 @@ impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
 
     fn is_own(&self, address: A) -> bool {
         known(address).is_some_and(|address| self.machine.own.contains(&address))
+    }
+
+    fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool {
+        self.is_own(tuple.dst) && self.machine.sockets.contains(&(protocol, tuple.dst_port.number()))
     }
 
     fn route(&self, query: &RouteQuery<A>) -> Route {

@@ -10,6 +10,7 @@ mod choosing;
 mod errors;
 mod flows;
 mod foreign;
+mod limits;
 mod living;
 mod refusing;
 mod translating;
