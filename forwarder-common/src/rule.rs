@@ -8,7 +8,8 @@ pub const PAGE_PORTS: usize = 64;
 /// Key of the port map: an external address, a protocol, and 64 neighbouring ports.
 ///
 /// A range of 10,000 ports takes 157 entries, and a look-up costs the same as for a single port.
-#[repr(C)]
+/// (Aligned as [`crate::fragment::FragmentKey`] is.)
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageKey {
     /// Of either family: [`crate::address::Address::mapped`].
@@ -17,14 +18,14 @@ pub struct PageKey {
     page: u16,
     /// IP protocol number.
     pub protocol: u8,
-    padding: u8,
+    padding: [u8; 5],
 }
 
 impl PageKey {
     /// `port` in host byte order.
     #[inline(always)]
     pub fn new(address: Ipv6, protocol: u8, port: u16) -> Self {
-        Self { address, page: port / PAGE_PORTS as u16, protocol, padding: 0 }
+        Self { address, page: port / PAGE_PORTS as u16, protocol, padding: [0; 5] }
     }
 }
 
@@ -142,6 +143,6 @@ pub const MAPPED_BITS: u32 = 96;
 pub const ALLOW_LIST_BITS: u32 = 32;
 
 // No padding but the named.
-const _: () = assert!(size_of::<PageKey>() == 20);
+const _: () = assert!(size_of::<PageKey>() == 24);
 const _: () = assert!(size_of::<Rule>() == 56);
 const _: () = assert!(size_of::<AllowKey>() == 20);

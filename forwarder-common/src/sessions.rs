@@ -8,26 +8,32 @@ use crate::{
 /// Whose sessions a count is of.
 ///
 /// Counts belong to an epoch of a rule: what is cut with one write leaves the rule with nothing to
-/// count, and a slot that is used again begins at 0.
-#[repr(C)]
+/// count, and a slot that is used again begins at 0. (Aligned as [`crate::fragment::FragmentKey`] is.)
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionsKey {
-    pub epoch: u32,
     /// What [`Address::site`] gives; of all sessions, the unspecified address.
     pub source: Ipv6,
+    pub epoch: u32,
+    padding: u32,
 }
 
 impl SessionsKey {
+    #[inline(always)]
+    pub fn new(epoch: u32, source: Ipv6) -> Self {
+        Self { source, epoch, padding: 0 }
+    }
+
     /// All sessions of an epoch.
     #[inline(always)]
     pub fn all(epoch: u32) -> Self {
-        Self { epoch, source: Ipv6::UNSPECIFIED }
+        Self::new(epoch, Ipv6::UNSPECIFIED)
     }
 
     /// Those whose client is where `client` is.
     #[inline(always)]
     pub fn of<A: Address>(epoch: u32, client: A) -> Self {
-        Self { epoch, source: client.site() }
+        Self::new(epoch, client.site())
     }
 }
 
@@ -47,5 +53,5 @@ pub trait Sessions {
     fn postpone(&mut self, slot: u32, by: u64);
 }
 
-// No padding.
-const _: () = assert!(size_of::<SessionsKey>() == 20);
+// No padding but the named.
+const _: () = assert!(size_of::<SessionsKey>() == 24);

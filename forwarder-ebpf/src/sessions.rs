@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use forwarder_common::{address::Ipv4, sessions::SessionsKey, tables::Refused};
+use forwarder_common::{sessions::SessionsKey, tables::Refused};
 
 /// What the programs have counted. (Sizes of 1 are set when the object is loaded.)
 #[map]

@@ -82,7 +82,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(never)]
     fn enter_limited(&mut self, source: Ipv6, rule: &Rule) -> Result<(), Reason> {
         let epoch = self.scratch.inward.epoch;
-        let (all, of_one) = (SessionsKey::all(epoch), SessionsKey { epoch, source });
+        let (all, of_one) = (SessionsKey::all(epoch), SessionsKey::new(epoch, source));
         self.take_place(rule, rule.max_sessions, &all, Reason::SessionLimit)?;
         let taken = self.take_place(rule, rule.max_sessions_per_source, &of_one, Reason::SourceLimit);
         if taken.is_err() {
@@ -115,8 +115,8 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     /// Sessions of a rule, in both protocols; `source`: see [`SessionsKey`].
     #[inline(always)]
     fn sessions(&mut self, rule: &Rule, source: Ipv6) -> i64 {
-        let tcp = self.flows.sessions(&SessionsKey { epoch: rule.tcp_epoch, source });
-        tcp + self.flows.sessions(&SessionsKey { epoch: rule.udp_epoch, source })
+        let tcp = self.flows.sessions(&SessionsKey::new(rule.tcp_epoch, source));
+        tcp + self.flows.sessions(&SessionsKey::new(rule.udp_epoch, source))
     }
 
     /// Takes a session out of the counts again. (It returns something because a BPF function has to.)
