@@ -294,3 +294,30 @@ fn a_repeated_syn_takes_no_second_turn() {
         assert_eq!(dropped(&rig, Reason::RateLimit), 1);
     }
 }
+
+/// Row 18; design, law 6: whoever has an IPv6 address has its whole /64.
+#[test]
+fn in_ipv6_a_source_is_a_64() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        let ipv6 = Some(Vec::new());
+        let port = LIMITED_PORTS.0;
+        let client = |rig: &Rig, address| {
+            let spec = FrameSpec::inward(&rig.router, udp::NUMBER, (address, CLIENT_PORT), port);
+            FrameSpec { ipv6: ipv6.clone(), ..spec }.bytes()
+        };
+        let server = FrameSpec::outward(&rig.router, udp::NUMBER, (SERVER, port), (CLIENT, CLIENT_PORT));
+        let answer = FrameSpec { ipv6: ipv6.clone(), ..server }.bytes();
+        let question = client(&rig, CLIENT);
+        for (side, frame) in
+            [(Side::External, &question), (Side::Internal, &answer), (Side::External, &question)]
+        {
+            let taken = rig.take(hook, side, frame);
+            assert_eq!(taken.reason.map(Reason::verdict), Some(Verdict::Forward), "{taken:?}");
+        }
+        assert_eq!(rig.flows_ipv6.established.len(), 2);
+        // The twins of IPv4 addresses lie within one /64.
+        let neighbour = client(&rig, OTHER_CLIENT);
+        assert_eq!(rig.take(hook, Side::External, &neighbour).reason, Some(Reason::SourceLimit));
+    }
+}
