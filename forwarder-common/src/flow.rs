@@ -66,6 +66,14 @@ impl<A: Address> FlowKey<A> {
     pub fn new(tuple: Tuple<A>, protocol: u8, side: Side) -> Self {
         Self { tuple, protocol, side: side as u8, padding: [0; 2] }
     }
+
+    /// The same with IPv6 addresses ([`Address::mapped`]), for tables of both families.
+    #[inline(always)]
+    pub fn mapped(&self) -> FlowKey<Ipv6> {
+        let Tuple { src, dst, src_port, dst_port } = self.tuple;
+        let tuple = Tuple { src: src.mapped(), dst: dst.mapped(), src_port, dst_port };
+        FlowKey { tuple, protocol: self.protocol, side: self.side, padding: self.padding }
+    }
 }
 
 /// Where a packet goes next, and what its Ethernet header says then.

@@ -1,10 +1,12 @@
 //! Fragments of IP packets (RFC 791 section 3.2, RFC 8200 section 4.5): only the first one has ports.
 //!
 //! What the first one was is remembered, so that later ones go its way. One that comes before the
-//! first is not known to be anything: a BPF program cannot hold a packet back.
+//! first is held: a BPF program cannot keep a packet, but a copy of its bytes. It is found again by
+//! where in the payload it stands: each fragment that comes looks for the one right behind it, so that
+//! none has to know how many there are.
 
 use crate::{
-    address::{Ipv4, Ipv6, Port},
+    address::{Address, Ipv4, Ipv6, Port},
     family::Family,
     flow::Side,
     parse::Datagram,
@@ -88,6 +90,56 @@ pub struct Train {
 /// How long later fragments may take, as long as Linux waits for them (`ipfrag_time`).
 pub const TRAIN_LIFETIME: u64 = 30_000_000_000;
 
+/// How many bytes of a frame may be held, without the Ethernet header: an MTU of 9216, filled up so that
+/// [`Held`] is whole words.
+pub const LONGEST_HELD: usize = 9220;
+
+/// Which fragment is held.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeldKey<A> {
+    pub packet: FragmentKey<A>,
+    /// See [`Fragment::offset`].
+    offset: u32,
+    padding: u32,
+}
+
+impl<A: Family> HeldKey<A> {
+    #[inline(always)]
+    pub fn new(datagram: &Datagram<A>, side: Side, offset: u32) -> Self {
+        Self { packet: FragmentKey::new(datagram, side), offset, padding: 0 }
+    }
+}
+
+impl<A: Address> HeldKey<A> {
+    pub const NONE: Self = Self {
+        packet: FragmentKey {
+            src: A::UNSPECIFIED,
+            dst: A::UNSPECIFIED,
+            id: 0,
+            protocol: 0,
+            side: 0,
+            padding: [0; 2],
+        },
+        offset: 0,
+        padding: 0,
+    };
+}
+
+/// A fragment that is held: its frame as it came in, but for the Ethernet header. (It comes back under
+/// that of the fragment that it waited for, so that it does not matter by which interface each came.)
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Monotonic clock in ns: from then on its packet is not waited for. As long as receivers wait, so
+    /// that no fragment meets one of another packet here that it would not meet there.
+    pub expires: u64,
+    pub len: u32,
+    pub bytes: [u8; LONGEST_HELD],
+}
+
 // No padding but the named.
 const _: () = assert!(size_of::<FragmentKey<Ipv4>>() == 16 && size_of::<FragmentKey<Ipv6>>() == 40);
 const _: () = assert!(size_of::<Train>() == 16);
+const _: () = assert!(size_of::<HeldKey<Ipv4>>() == 24 && size_of::<HeldKey<Ipv6>>() == 48);
+const _: () = assert!(size_of::<Held>() == 12 + LONGEST_HELD);

@@ -3,7 +3,11 @@
 use crate::reason::Reason;
 
 /// Grows whenever a pinned map changes its shape or meaning, so that no controller misreads one.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 7;
+
+/// The bit of `skb->mark` that the few packets carry which go through the host's stack, unless another one
+/// is configured: far from the bits of wg-quick, Kubernetes, Tailscale and mwan3.
+pub const DEFAULT_MARK: u32 = 0x2000_0000;
 
 /// The one entry of the settings map.
 #[repr(C)]
@@ -25,6 +29,13 @@ pub struct Settings {
 pub const UNFINISHED_CHECKSUMS: u8 = 1;
 /// `Interface::flags`: a frame that XDP redirects to it arrives.
 pub const XDP_TARGET: u8 = 2;
+
+/// Roles of an address: it is the router's own.
+pub const OWN: u8 = 1;
+/// Roles of an address: a rule is reached at it.
+pub const EXTERNAL: u8 = 2;
+/// Roles of an address: a rule leads to it.
+pub const TARGET: u8 = 4;
 
 /// An interface that programs are attached to, keyed by its index.
 #[repr(C)]

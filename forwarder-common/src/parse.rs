@@ -103,10 +103,22 @@ impl<A: Family> Datagram<A> {
         if segment_size == 0 { self.ip_len } else { self.header_len + self.l4_header_len + segment_size }
     }
 
+    /// Whether it is the first of several fragments.
+    #[inline(always)]
+    pub fn leads(&self) -> bool {
+        self.fragment.more && !self.fragment.is_later()
+    }
+
     /// Length of the TCP segment or UDP datagram in bytes.
     #[inline(always)]
     pub fn l4_len(&self) -> u32 {
         self.ip_len.wrapping_sub(self.header_len)
+    }
+
+    /// Length of what this part has of the packet's payload, in bytes.
+    #[inline(always)]
+    pub fn fragment_len(&self) -> u32 {
+        self.ip_len.wrapping_sub(self.fragment.headers)
     }
 
     /// The sum over the pseudo-header that checksums cover (RFC 793, RFC 8200 section 8.1), not folded.

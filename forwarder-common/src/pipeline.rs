@@ -5,6 +5,7 @@ use crate::{
     decide::{Arrival, Core, Keys, Onward, Scratch},
     family::Family,
     flow::Side,
+    fragment::HeldKey,
     icmp::{self, Quote},
     layout::{Hook, Interface, UNFINISHED_CHECKSUMS, XDP_TARGET},
     packet::{OutOfBounds, Packet},
@@ -20,6 +21,9 @@ use crate::{
 pub enum Outcome {
     /// The packet is as it came.
     Pass,
+    /// The packet is as it came, and the host's stack is to cut it up, or to tell its sender why not:
+    /// marked (TC ingress only).
+    PassMarked,
     Drop,
     /// Rewritten: send it by this interface as it is.
     Redirect {
@@ -31,8 +35,12 @@ pub enum Outcome {
         ifindex: u32,
         next_hop: Ipv6,
     },
-    /// Rewritten: let it go on its way through the host's stack.
+    /// Rewritten: let it go on its way through the host's stack; at ingress marked.
     Continue,
+    /// As it came: keep its bytes, as what [`Seen::held`] says, and drop it.
+    Hold,
+    /// As it came: let it come in once more, and then the fragment that is held as [`Seen::held`] says.
+    Release,
 }
 
 /// What the headers say: kept outside of a BPF program's 512 bytes of stack.
@@ -45,6 +53,8 @@ pub struct Seen<A> {
     /// Of an ICMP error.
     quote: Quote<A>,
     keys: Keys<A>,
+    /// Of a fragment.
+    held: HeldKey<A>,
 }
 
 impl<A: Family> Seen<A> {
@@ -53,7 +63,14 @@ impl<A: Family> Seen<A> {
         arrival: Arrival::NOWHERE,
         quote: Quote::NOTHING,
         keys: Keys::NOTHING,
+        held: HeldKey::NONE,
     };
+
+    /// The fragment to hold or to release.
+    #[inline(always)]
+    pub fn held(&self) -> &HeldKey<A> {
+        &self.held
+    }
 }
 
 /// Whether a frame is IPv6's to process; all others, also those that are neither's, are IPv4's.
@@ -72,50 +89,78 @@ where
     W: World<A>,
     C: Counters,
 {
-    if let Err(reason) = read(packet, core.world, seen) {
-        return stop(W::HOOK, reason, None, packet.len(), core.counters);
+    core.scratch.forget();
+    match carry(packet, seen, &mut core) {
+        Ok(Carried::Released) => Outcome::Release,
+        Ok(Carried::Sent(reason)) => {
+            let (plan, onward) = core.scratch.decided();
+            let (slot, direction) = (plan.slot, plan.direction);
+            let bytes = u64::from(seen.datagram.ip_len);
+            core.counters.count_reason(reason, bytes);
+            core.counters.count_forwarded(slot, direction, bytes);
+            onward_to(onward)
+        }
+        Err(reason) => stop(reason, packet.len(), &mut core),
     }
-    let Seen { datagram, arrival, quote, keys } = seen;
+}
+
+/// How far a frame was taken.
+enum Carried {
+    /// Translated: it is sent on, and counted as this.
+    Sent(Reason),
+    /// It comes in again, and behind it the fragment that was held until it came.
+    Released,
+}
+
+/// Takes a frame as far as it goes; the error is why it is not sent on.
+#[inline(always)]
+fn carry<A, P, F, W, C>(
+    packet: &mut P,
+    seen: &mut Seen<A>,
+    core: &mut Core<'_, A, F, W, C>,
+) -> Result<Carried, Reason>
+where
+    A: Family,
+    P: Packet,
+    F: Flows<A>,
+    W: World<A>,
+    C: Counters,
+{
+    read(packet, core.world, seen)?;
+    let Seen { datagram, arrival, quote, keys, held } = seen;
     let side = if W::HOOK == Hook::TcEgress { Side::Internal } else { arrival.side };
     // XDP leaves both of these to TC.
     let is_later = W::HOOK != Hook::Xdp && datagram.transport == Transport::LaterFragment;
     let is_error = W::HOOK != Hook::Xdp && datagram.transport == Transport::IcmpError;
-    let known = if is_later {
-        core.join(datagram, side)
-    } else if is_error {
-        icmp::quote(packet, datagram, quote)
-    } else {
-        Ok(())
-    };
-    if let Err(reason) = known {
-        return stop(W::HOOK, reason, None, packet.len(), core.counters);
+    let joined = if is_later { core.join(datagram, side, packet.len()) } else { Ok(()) };
+    if joined == Err(Reason::Held) {
+        *held = HeldKey::new(datagram, side, datagram.fragment.offset);
+    } else if W::HOOK == Hook::TcIngress && datagram.fragment.more && core.finds_next(datagram, side, held) {
+        return Ok(Carried::Released);
     }
+    joined?;
     let decided = match W::HOOK {
-        _ if is_error => core.error(datagram, quote, arrival, keys),
+        _ if is_error => {
+            icmp::quote(packet, datagram, quote)?;
+            core.error(datagram, quote, arrival, keys)
+        }
         Hook::TcEgress => core.egress(datagram, keys),
         _ => core.ingress(datagram, arrival, keys),
     };
-    let (plan, onward) = core.scratch.decided();
-    let (slot, direction) = (plan.slot, plan.direction);
-    if let Err(reason) = decided {
-        let slot = (reason != Reason::NoMatch).then_some(slot);
-        return stop(W::HOOK, reason, slot, packet.len(), core.counters);
+    if W::HOOK == Hook::TcIngress && decided == Err(Reason::LeftTooBig) && datagram.leads() {
+        let _ = core.lead(datagram, side, true);
     }
+    decided?;
     if is_error && W::HOOK != Hook::TcEgress && !icmp::is_whole(packet, datagram) {
-        return stop(W::HOOK, Reason::BadIcmpChecksum, Some(slot), packet.len(), core.counters);
+        return Err(Reason::BadIcmpChecksum);
     }
-    let (reason, outcome) = onward_to(W::HOOK, onward);
-    if write::<A, P, W>(packet, seen, core.scratch).is_err() {
-        return stop(W::HOOK, Reason::Unwritable, Some(slot), packet.len(), core.counters);
+    write::<A, P, W>(packet, seen, core.scratch).map_err(|_| Reason::Unwritable)?;
+    let (_, onward) = core.scratch.decided();
+    let reason = counted_as(W::HOOK, onward);
+    if W::HOOK != Hook::Xdp && seen.datagram.leads() {
+        let _ = core.lead(&seen.datagram, side, reason == Reason::TranslatedForHost);
     }
-    let datagram = &seen.datagram;
-    if W::HOOK != Hook::Xdp && datagram.fragment.more && !is_later {
-        let _ = core.lead(datagram, side, reason == Reason::TranslatedForHost);
-    }
-    let bytes = u64::from(datagram.ip_len);
-    core.counters.count_reason(reason, bytes);
-    core.counters.count_forwarded(slot, direction, bytes);
-    outcome
+    Ok(Carried::Sent(reason))
 }
 
 /// Reads the headers, if the packet is one that this place can have a say in.
@@ -182,42 +227,53 @@ fn arrival(ethernet: &Ethernet, interface: &Interface) -> Result<Arrival, Reason
 }
 
 /// Counts a packet that is not forwarded. The host's own packets are not worth a count each time
-/// one leaves.
+/// one leaves; what it was to send translated does not leave otherwise (design, law 3).
 #[inline(always)]
-fn stop<C: Counters>(
-    hook: Hook,
-    reason: Reason,
-    slot: Option<u32>,
-    frame_len: usize,
-    counters: &mut C,
-) -> Outcome {
-    let drops = reason.verdict() == Verdict::Drop;
-    if drops || hook != Hook::TcEgress {
-        counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
+fn stop<A, F, W, C>(reason: Reason, frame_len: usize, core: &mut Core<'_, A, F, W, C>) -> Outcome
+where
+    A: Family,
+    F: Flows<A>,
+    W: World<A>,
+    C: Counters,
+{
+    let passes = reason.verdict() != Verdict::Drop;
+    let is_lost = W::HOOK == Hook::TcEgress && passes && core.world.is_marked();
+    let reason = if is_lost { Reason::Untranslated } else { reason };
+    let drops = is_lost || !passes;
+    if drops || W::HOOK != Hook::TcEgress {
+        core.counters.count_reason(reason, frame_len.saturating_sub(ethernet::LEN) as u64);
     }
     if !drops {
-        return Outcome::Pass;
+        return match reason {
+            Reason::Held => Outcome::Hold,
+            Reason::LeftTooBig | Reason::LeftTtlExpired if W::HOOK == Hook::TcIngress => Outcome::PassMarked,
+            _ => Outcome::Pass,
+        };
     }
-    if let Some(slot) = slot {
-        counters.count_dropped(slot, reason);
+    if let Some(slot) = core.scratch.slot() {
+        core.counters.count_dropped(slot, reason);
     }
     Outcome::Drop
 }
 
-/// What a translated packet is counted as, and where it goes.
+/// What a translated packet is counted as.
 #[inline(always)]
-fn onward_to(hook: Hook, onward: &Onward) -> (Reason, Outcome) {
+fn counted_as(hook: Hook, onward: &Onward) -> Reason {
+    match onward {
+        Onward::Hop(_) if hook != Hook::TcEgress => Reason::Forwarded,
+        Onward::Neighbour { .. } => Reason::Resolving,
+        Onward::Host => Reason::TranslatedForHost,
+        Onward::Hop(_) | Onward::Egress => Reason::TranslatedAtEgress,
+    }
+}
+
+/// Where a translated packet goes.
+#[inline(always)]
+fn onward_to(onward: &Onward) -> Outcome {
     match *onward {
-        Onward::Hop(hop) => {
-            let leaves = hook == Hook::TcEgress;
-            let reason = if leaves { Reason::TranslatedAtEgress } else { Reason::Forwarded };
-            (reason, Outcome::Redirect { ifindex: hop.ifindex })
-        }
-        Onward::Neighbour { ifindex, next_hop } => {
-            (Reason::Resolving, Outcome::RedirectNeighbour { ifindex, next_hop })
-        }
-        Onward::Host => (Reason::TranslatedForHost, Outcome::Continue),
-        Onward::Egress => (Reason::TranslatedAtEgress, Outcome::Continue),
+        Onward::Hop(hop) => Outcome::Redirect { ifindex: hop.ifindex },
+        Onward::Neighbour { ifindex, next_hop } => Outcome::RedirectNeighbour { ifindex, next_hop },
+        Onward::Host | Onward::Egress => Outcome::Continue,
     }
 }
 

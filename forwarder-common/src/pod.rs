@@ -5,7 +5,7 @@ use aya::Pod;
 use crate::{
     address::{Address, Ipv6},
     flow::{Flow, FlowKey},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{Count, Interface, RuleCounters, Settings},
     rule::{AllowKey, Page, PageKey, Rule},
     sessions::SessionsKey,
@@ -39,5 +39,9 @@ unsafe impl Pod for SessionsKey {}
 unsafe impl<A: Address> Pod for FragmentKey<A> {}
 // SAFETY: as above.
 unsafe impl Pod for Train {}
+// SAFETY: as above, for the two families that there are.
+unsafe impl<A: Address> Pod for HeldKey<A> {}
+// SAFETY: as above.
+unsafe impl Pod for Held {}
 // SAFETY: as above.
 unsafe impl Pod for Ipv6 {}

@@ -7,6 +7,8 @@ pub enum Verdict {
     Forward,
     /// Left to the host (in XDP: to TC), as it came.
     Pass,
+    /// Kept, to be looked at again.
+    Hold,
     /// Gone.
     Drop,
 }
@@ -16,6 +18,7 @@ impl Verdict {
         match self {
             Self::Forward => "forward",
             Self::Pass => "pass",
+            Self::Hold => "hold",
             Self::Drop => "drop",
         }
     }
@@ -60,7 +63,8 @@ reasons! {
         OtherProtocol "other-protocol" "Neither TCP nor UDP nor an ICMP error about these.",
         Vlan "vlan" "It carries another VLAN's tag.",
         OtherStation "other-station" "Its Ethernet destination is not this interface.",
-        Fragment "fragment" "A fragment: in XDP left to TC, in TC none whose first part is known.",
+        Fragment "fragment" "A fragment: in XDP left to TC, in TC one that no rule can be about, or too long to hold, while its packet's first is unknown.",
+        HostSession "host-session" "It answers to a session that the router, or its NAT, has opened from a mapped port.",
         ShortFrame "short-frame" "The frame ends inside its IP header.",
         BadIpHeader "bad-ip-header" "The IP header's version or length is impossible.",
         BadIpLength "bad-ip-length" "The IP total length goes beyond the frame or ends inside the header.",
@@ -74,6 +78,9 @@ reasons! {
         LeftTtlExpired "left-ttl-expired" "Its TTL ends here; the host tells its sender.",
         LeftUnresolved "left-unresolved" "The next hop's address is not known yet; TC resolves it.",
         LeftToProbe "left-to-probe" "Once a second a rule's packet goes through the kernel, which checks that the neighbour still answers.",
+    }
+    Hold {
+        Held "held" "A fragment that came before the first one of its packet; when that comes, it is handled, and counted again.",
     }
     Drop {
         BadL4Length "bad-l4-length" "The TCP or UDP header is impossible for the packet's length.",
@@ -89,6 +96,7 @@ reasons! {
         ForwardingOff "forwarding-off" "The kernel's forwarding is off on the interface it came in on.",
         WrongEgress "wrong-egress" "The route to the target leaves by an interface that is not internal.",
         PortCollision "port-collision" "Other flows have all the source ports at the target that were tried for it.",
+        Untranslated "untranslated" "It was left to the host's stack, and comes out of it as no packet of a flow.",
         SessionLimit "session-limit" "The rule has as many sessions as it may.",
         SourceLimit "source-limit" "Its source has as many sessions of the rule as it may.",
         RateLimit "rate-limit" "The rule has taken as many new sessions in this second as it may.",
@@ -102,6 +110,8 @@ impl Reason {
 
     /// Index of the first pass.
     const FIRST_PASS: usize = Self::NoMatch as usize;
+    /// Index of the first hold.
+    const FIRST_HOLD: usize = Self::Held as usize;
     /// Index of the first drop; drops are contiguous up to the end.
     pub const FIRST_DROP: usize = Self::BadL4Length as usize;
     pub const DROP_COUNT: usize = Self::COUNT - Self::FIRST_DROP;
@@ -110,6 +120,7 @@ impl Reason {
     pub const fn verdict(self) -> Verdict {
         match self as usize {
             index if index >= Self::FIRST_DROP => Verdict::Drop,
+            index if index >= Self::FIRST_HOLD => Verdict::Hold,
             index if index >= Self::FIRST_PASS => Verdict::Pass,
             _ => Verdict::Forward,
         }

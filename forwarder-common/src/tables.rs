@@ -4,7 +4,7 @@ use crate::{
     address::{Address, Ipv6},
     family::Family,
     flow::{Flow, FlowKey, Hop, Tuple},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, Train},
     layout::{Hook, Interface},
     reason::Reason,
     rule::Rule,
@@ -39,6 +39,12 @@ pub trait Flows<A: Family>: Sessions {
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train>;
     /// For its later fragments. Where there is no room, an older one goes.
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train);
+    /// Whether this fragment is held, and not for too long yet.
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool;
+    /// When a session of the host itself was last seen (monotonic clock, ns), under the key of its answers.
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64>;
+    /// Where there is no room, an older one goes.
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64);
 }
 
 /// What to ask the kernel's routing for.
@@ -75,6 +81,8 @@ pub trait Surroundings {
     fn ifindex(&self) -> u32;
     /// Bytes of payload in each of the segments that the packet stands for; 0 where it is just one.
     fn segment_size(&self) -> u32;
+    /// Whether it carries the mark of what was left to the host's stack ([`crate::layout::DEFAULT_MARK`]).
+    fn is_marked(&self) -> bool;
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     fn rule(&self, slot: u32) -> Option<&Rule>;
     /// True once a second for each rule, for one caller: its packet is to go through the kernel's
@@ -88,8 +96,8 @@ pub trait World<A: Address>: Surroundings {
     fn rule_for(&self, address: A, protocol: u8, port: u16) -> Option<u32>;
     /// Whether `source` is on the allow list.
     fn is_allowed(&self, list: u32, source: A) -> bool;
-    /// Whether it is an address of the router itself.
-    fn is_own(&self, address: A) -> bool;
+    /// What an address is to this router: bits of [`crate::layout::OWN`] and its neighbours.
+    fn roles(&self, address: A) -> u8;
     /// Whether a socket of the host itself takes packets of this tuple: one that listens, or whose
     /// connection they belong to.
     fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool;

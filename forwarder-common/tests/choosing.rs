@@ -39,7 +39,7 @@ fn choose(rig: &mut Rig, hook: Hook, protocol: u8, client: [u8; 4], port: u16) -
             let b = &taken.bytes;
             Ok(([b[30], b[31], b[32], b[33]], u16::from_be_bytes([b[36], b[37]])))
         }
-        Outcome::Continue => panic!("{taken:?}"),
+        Outcome::PassMarked | Outcome::Continue | Outcome::Hold | Outcome::Release => panic!("{taken:?}"),
     }
 }
 
@@ -386,19 +386,6 @@ fn frames_with_another_vlans_tag_are_left_alone() {
         },
         |_| Reason::Vlan,
     );
-}
-
-/// Row 8: nobody knows whose they are. XDP leaves all fragments to TC.
-#[test]
-fn later_fragments_of_what_was_not_seen_are_left_alone() {
-    // Middle, last; the offset counts 8 bytes.
-    for word in [[0x20, 1], [0, 1], [0x1f, 0xff]] {
-        let change = |frame: &mut Vec<u8>| {
-            frame[20..22].copy_from_slice(&word);
-            seal(frame);
-        };
-        assert_left_alone(change, |_| Reason::Fragment);
-    }
 }
 
 /// Row 38: until the controller has described an interface, nothing is done there.

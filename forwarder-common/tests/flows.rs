@@ -9,7 +9,7 @@ use forwarder_common::{
     address::{Address as _, Ipv4, Ipv6, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, HeldKey, Train},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
@@ -891,6 +891,18 @@ impl Flows<Ipv4> for Interrupted<'_> {
 
     fn remember(&mut self, key: &FragmentKey<Ipv4>, train: &Train) {
         self.tables.remember(key, train);
+    }
+
+    fn is_held(&mut self, key: &HeldKey<Ipv4>, now: u64) -> bool {
+        self.tables.is_held(key, now)
+    }
+
+    fn host_session(&mut self, key: &FlowKey<Ipv4>) -> Option<&mut u64> {
+        self.tables.host_session(key)
+    }
+
+    fn note_host_session(&mut self, key: &FlowKey<Ipv4>, now: u64) {
+        self.tables.note_host_session(key, now);
     }
 
     fn find(&mut self, stage: Stage, key: &FlowKey<Ipv4>) -> Option<&mut Flow<Ipv4>> {

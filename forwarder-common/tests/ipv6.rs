@@ -34,10 +34,13 @@ struct Told {
     l4: Vec<u8>,
 }
 
+/// The right checksum of a segment.
+type Sum = Box<dyn Fn(&TransportSlice<'_>) -> u16>;
+
 /// Reads a TCP or UDP packet of either family by etherparse, which also sums it.
 fn told(frame: &[u8]) -> Told {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
-    let (src, dst, ttl, sum): (_, _, _, Box<dyn Fn(&TransportSlice<'_>) -> u16>) = match packet.net.unwrap() {
+    let (src, dst, ttl, sum): (_, _, _, Sum) = match packet.net.unwrap() {
         NetSlice::Ipv4(ip) => {
             let header = ip.header().to_header();
             let (src, dst) = (header.source, header.destination);

@@ -4,6 +4,7 @@
 #![feature(asm_experimental_arch)]
 
 mod counters;
+mod held;
 mod packet_tc;
 mod packet_xdp;
 mod sessions;
@@ -22,6 +23,7 @@ use aya_log_ebpf::warn;
 use forwarder_common::{
     address::{Address as _, Ipv4, Ipv6},
     decide::Core,
+    layout::Hook,
     packet::Packet,
     pipeline::{self, Outcome},
     tables::Surroundings as _,
@@ -29,6 +31,7 @@ use forwarder_common::{
 
 use crate::{
     counters::PerCpuCounters,
+    held::Kept,
     packet_tc::TcPacket,
     packet_xdp::XdpPacket,
     tables::{AF_INET, AF_INET6, AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Tabled, Workspace},
@@ -41,6 +44,7 @@ pub fn forwarder_xdp(ctx: XdpContext) -> u32 {
 
 #[classifier]
 pub fn forwarder_ingress(ctx: TcContext) -> i32 {
+    packet_tc::clear_done(&ctx);
     let Some(tag) = packet_tc::vlan_tag(&ctx) else {
         counters::count_other_vlan(&ctx);
         return TC_ACT_UNSPEC;
@@ -59,6 +63,9 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn forwarder_egress(ctx: TcContext) -> i32 {
+    if packet_tc::is_done(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     at_tc::<AtTcEgress>(&ctx)
 }
 
@@ -67,8 +74,13 @@ pub fn forwarder_egress(ctx: TcContext) -> i32 {
 fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
     let world = Kernel::<AtXdp>::of_xdp(ctx);
     match process::<A, _, _>(&mut XdpPacket::new(ctx), &world) {
-        // The core leaves to TC what XDP cannot finish, so that the last two do not occur here.
-        Outcome::Pass | Outcome::Continue | Outcome::RedirectNeighbour { .. } => xdp_action::XDP_PASS,
+        // The core leaves to TC what XDP cannot finish, so that all but the first do not occur here.
+        Outcome::Pass
+        | Outcome::PassMarked
+        | Outcome::Continue
+        | Outcome::RedirectNeighbour { .. }
+        | Outcome::Hold
+        | Outcome::Release => xdp_action::XDP_PASS,
         Outcome::Drop => xdp_action::XDP_DROP,
         // SAFETY: the helper takes plain numbers. On success it returns XDP_REDIRECT, else XDP_ABORTED.
         Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
@@ -78,7 +90,8 @@ fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
     let Some(packet) = TcPacket::new(ctx) else {
-        return TC_ACT_UNSPEC;
+        let is_lost = H::HOOK == Hook::TcEgress && Kernel::<H>::of_skb(ctx).is_marked();
+        return if is_lost { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
     };
     if pipeline::is_ipv6(&packet) { at_tc_of::<Ipv6, H>(ctx) } else { at_tc_of::<Ipv4, H>(ctx) }
 }
@@ -87,13 +100,39 @@ fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
     let world = Kernel::<H>::of_skb(ctx);
-    match process::<A, _, _>(&mut TcPacket::again(ctx), &world) {
-        Outcome::Pass => TC_ACT_UNSPEC,
+    let outcome = process::<A, _, _>(&mut TcPacket::again(ctx), &world);
+    match outcome {
+        Outcome::PassMarked | Outcome::Continue if H::HOOK == Hook::TcIngress => {
+            packet_tc::mark(ctx, tables::mark());
+        }
+        // It passes TC egress on its way out.
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } => packet_tc::set_done(ctx),
+        _ => {}
+    }
+    match outcome {
+        Outcome::Pass | Outcome::PassMarked => TC_ACT_UNSPEC,
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Continue => TC_ACT_OK,
         // SAFETY: the helper takes plain numbers.
         Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
         Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
+        // Fragments are held at ingress only.
+        Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
+        Outcome::Hold => keep::<A, H>(ctx, &world, false),
+        Outcome::Release => keep::<A, H>(ctx, &world, true),
+    }
+}
+
+/// Holds a fragment, or releases the one behind it. (A function of its own, as the next, for its stack.)
+#[inline(never)]
+fn keep<A: Tabled, H: Place>(ctx: &TcContext, world: &Kernel<H>, releases: bool) -> i32 {
+    let Some(Workspace { seen, .. }) = A::workspace() else { return TC_ACT_SHOT };
+    let (key, ifindex) = (seen.held(), world.ifindex());
+    let kept =
+        if releases { held::release(ctx, key, ifindex) } else { held::hold(ctx, key, ifindex, world.now()) };
+    match kept {
+        Kept::Gone => TC_ACT_SHOT,
+        Kept::Redirected(verdict) => verdict,
     }
 }
 

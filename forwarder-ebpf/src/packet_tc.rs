@@ -195,3 +195,39 @@ pub fn vlan_tag(ctx: &TcContext) -> Option<VlanTag> {
     }
     Some(VlanTag { is_priority: present != 0 })
 }
+
+/// Sets a bit of `skb->mark` and leaves the others: they may be somebody else's.
+#[inline(always)]
+pub fn mark(ctx: &TcContext, bit: u32) {
+    let skb = ctx.skb.skb;
+    // SAFETY: the verifier lets a program read and write this field of its own context.
+    unsafe { (*skb).mark |= bit };
+}
+
+/// `skb->tc_index` of a packet that a program has sent on: what a redirect sends passes TC egress as well.
+/// (Its users, the qdiscs dsmark and GRED, are gone or want it on the way out.)
+const DONE: u16 = 0xf0d0;
+
+/// Notes that nothing is left to be done at egress.
+#[inline(always)]
+pub fn set_done(ctx: &TcContext) {
+    let skb = ctx.skb.skb;
+    // SAFETY: as in `mark`.
+    unsafe { (*skb).tc_index = u32::from(DONE) };
+}
+
+/// Takes a note of [`set_done`] off again that a router in another namespace has left.
+#[inline(always)]
+pub fn clear_done(ctx: &TcContext) {
+    if is_done(ctx) {
+        // SAFETY: as in `mark`.
+        unsafe { (*ctx.skb.skb).tc_index = 0 };
+    }
+}
+
+/// See [`set_done`].
+#[inline(always)]
+pub fn is_done(ctx: &TcContext) -> bool {
+    // SAFETY: as in `mark`.
+    unsafe { (*ctx.skb.skb).tc_index == u32::from(DONE) }
+}

@@ -5,7 +5,7 @@ use core::{ffi::c_void, marker::PhantomData};
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
         bpf_sock_tuple as SocketTuple,
     },
@@ -22,8 +22,8 @@ use forwarder_common::{
     decide::Scratch,
     family::Family,
     flow::{Flow, FlowKey, Hop, Tuple},
-    fragment::{FragmentKey, Train},
-    layout::{Hook, Interface, Settings},
+    fragment::{FragmentKey, Held, HeldKey, Train},
+    layout::{DEFAULT_MARK, Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
     rule::{AllowKey, Page, PageKey, Rule},
@@ -46,9 +46,9 @@ static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(256, 0);
 #[map]
 static PORTS: HashMap<PageKey, Page> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
-/// Addresses of the router itself, of either family: nobody else's source.
+/// What addresses, of either family, are to this router.
 #[map]
-static OWN: HashMap<Ipv6, u8> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+static ROLES: HashMap<Ipv6, u8> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
 #[map]
 static RULES: Array<Rule> = Array::pinned(1, 0);
 #[map]
@@ -66,6 +66,14 @@ static HALF_OPEN_IPV6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>> = LruHashMap::pinne
 static FRAGMENTS: LruHashMap<FragmentKey<Ipv4>, Train> = LruHashMap::pinned(16_384, 0);
 #[map]
 static FRAGMENTS_IPV6: LruHashMap<FragmentKey<Ipv6>, Train> = LruHashMap::pinned(4096, 0);
+/// Fragments that wait for the first one of their packet; a flood of others evicts them.
+#[map]
+static HELD: LruHashMap<HeldKey<Ipv4>, Held> = LruHashMap::pinned(512, 0);
+#[map]
+static HELD_IPV6: LruHashMap<HeldKey<Ipv6>, Held> = LruHashMap::pinned(256, 0);
+/// When the host was last seen to talk from a mapped port, under the key of the answers, of either family.
+#[map]
+static HOST_SESSIONS: LruHashMap<FlowKey<Ipv6>, u64> = LruHashMap::pinned(65_536, 0);
 /// For each rule, when a packet of it last went to find out whether its neighbour still answers.
 #[map]
 static PROBES: Array<u64> = Array::pinned(1, 0);
@@ -89,6 +97,7 @@ pub trait Tabled: Family {
     fn established() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
     fn half_open() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train>;
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held>;
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>>;
 
     /// Writes a tuple in the form in which sockets are looked for; gives the form's length.
@@ -122,6 +131,11 @@ impl Tabled for Ipv4 {
     #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Train> {
         &FRAGMENTS
+    }
+
+    #[inline(always)]
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held> {
+        &HELD
     }
 
     #[inline(always)]
@@ -165,6 +179,11 @@ impl Tabled for Ipv6 {
     }
 
     #[inline(always)]
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held> {
+        &HELD_IPV6
+    }
+
+    #[inline(always)]
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>> {
         &WORKSPACE_IPV6
     }
@@ -202,9 +221,38 @@ pub fn chunk() -> Option<&'static mut Chunk> {
     CHUNK.get_ptr_mut(0).map(|chunk| unsafe { &mut *chunk })
 }
 
+/// Where a fragment that is to be held is put together.
+#[map]
+static HOLDING: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's fragment to be; always there.
+#[inline(always)]
+pub fn holding() -> Option<&'static mut Held> {
+    // SAFETY: as in `Tabled::workspace`.
+    HOLDING.get_ptr_mut(0).map(|held| unsafe { &mut *held })
+}
+
+/// A fragment that is held.
+#[inline(always)]
+pub fn held<A: Tabled>(key: &HeldKey<A>) -> Option<&'static Held> {
+    // SAFETY: as in `FlowMaps::find`: the worst is that another fragment comes in, or bytes of two, whose
+    // checksums do not fit.
+    unsafe { A::held().get(key) }
+}
+
 /// 1 where the kernel has `bpf_ktime_get_coarse_ns` (5.11); the verifier removes the other branch.
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
+
+/// See [`DEFAULT_MARK`].
+#[unsafe(no_mangle)]
+static MARK: Global<u32> = Global::new(DEFAULT_MARK);
+
+/// The mark of what goes through the host's stack.
+#[inline(always)]
+pub fn mark() -> u32 {
+    MARK.load()
+}
 
 const PROBE_INTERVAL: u64 = 1_000_000_000;
 
@@ -289,6 +337,23 @@ impl<A: Tabled> Flows<A> for FlowMaps {
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         // Without it the later fragments are not delivered, as if it had been evicted.
         let _ = A::fragments().insert(key, train, 0);
+    }
+
+    #[inline(always)]
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
+        held(key).is_some_and(|held| now < held.expires)
+    }
+
+    #[inline(always)]
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64> {
+        // SAFETY: as in `find`.
+        HOST_SESSIONS.get_ptr_mut(key.mapped()).map(|last_seen| unsafe { &mut *last_seen })
+    }
+
+    #[inline(always)]
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64) {
+        // Its next packet tries again.
+        let _ = HOST_SESSIONS.insert(key.mapped(), now, 0);
     }
 }
 
@@ -384,6 +449,12 @@ impl<H: Place> Surroundings for Kernel<H> {
     }
 
     #[inline(always)]
+    fn is_marked(&self) -> bool {
+        // SAFETY: at TC the context is an skb's, and the verifier lets a program read this field of it.
+        H::HOOK != Hook::Xdp && unsafe { (*self.ctx.cast::<__sk_buff>()).mark } & mark() != 0
+    }
+
+    #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         // SAFETY: elements are replaced only by the controller, rarely; see `FlowMaps::find`.
         unsafe { INTERFACES.get(ifindex) }
@@ -422,8 +493,9 @@ impl<A: Tabled, H: Place> World<A> for Kernel<H> {
     }
 
     #[inline(always)]
-    fn is_own(&self, address: A) -> bool {
-        OWN.get_ptr(address.mapped()).is_some()
+    fn roles(&self, address: A) -> u8 {
+        // SAFETY: one byte is read, once.
+        unsafe { ROLES.get(address.mapped()) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]

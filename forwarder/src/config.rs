@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, Subcommand};
+use forwarder_common::layout::DEFAULT_MARK;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
@@ -82,6 +83,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub pin_dir: PathBuf,
+    /// The bit of `skb->mark` that what goes through the host's stack carries.
+    pub mark: u32,
     pub timeouts: Timeouts,
     pub tables: TableSizes,
 }
@@ -95,6 +98,7 @@ struct File {
     state_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
     pin_dir: Option<PathBuf>,
+    mark: Option<u32>,
     timeouts: Timeouts,
     tables: TableSizes,
 }
@@ -145,6 +149,7 @@ impl Config {
         } else {
             file.check_paths()?;
             check_tables(&file.tables)?;
+            check_mark(file.mark.unwrap_or(DEFAULT_MARK))?;
             warnings.push(
                 "it names no interfaces: forwarderd has to be given --external and --internal".to_owned(),
             );
@@ -170,11 +175,13 @@ impl Config {
             state_dir: path(flags.state_dir, file.state_dir, DEFAULT_STATE_DIR),
             socket: path(flags.socket, file.socket, DEFAULT_SOCKET),
             pin_dir: path(flags.pin_dir, file.pin_dir, DEFAULT_PIN_DIR),
+            mark: file.mark.unwrap_or(DEFAULT_MARK),
             timeouts: file.timeouts,
             tables: file.tables,
         };
         config.check_interfaces()?;
         check_tables(&config.tables)?;
+        check_mark(config.mark)?;
         Ok(config)
     }
 
@@ -214,6 +221,14 @@ fn check_tables(tables: &TableSizes) -> Result<()> {
     ] {
         ensure!((1..=most).contains(&value), "[tables] {key} = {value} is out of bounds: write 1 to {most}");
     }
+    Ok(())
+}
+
+fn check_mark(mark: u32) -> Result<()> {
+    ensure!(
+        mark.is_power_of_two(),
+        "mark = {mark:#x} is not one bit: write one that nobody else uses, as {DEFAULT_MARK:#x}"
+    );
     Ok(())
 }
 
@@ -312,13 +327,14 @@ mod tests {
     fn all_keys_of_the_file_hold() {
         let config = file(
             "external = [\"wan\", \"wan2\"]\ninternal = [\"lan\"]\ndatapath = \"xdp-generic\"\nstate-dir = \"/s\"\n\
-             socket = \"/r\"\npin-dir = \"/p\"\n[timeouts]\ntcp-half-open = \"1s\"\ntcp-established = \"2h4m\"\n\
+             socket = \"/r\"\npin-dir = \"/p\"\nmark = 0x80\n[timeouts]\ntcp-half-open = \"1s\"\ntcp-established = \"2h4m\"\n\
              tcp-closing = \"90s\"\nudp-half-open = \"30s\"\nudp-established = \"1m\"\n[tables]\nrules = 1\n\
              flows = 2\nhalf-open = 3\nflows-ipv6 = 4\nhalf-open-ipv6 = 5\n",
         )
         .unwrap();
         assert_eq!(config.external, ["wan", "wan2"]);
         assert_eq!((config.datapath, config.pin_dir), (Mode::XdpGeneric, "/p".into()));
+        assert_eq!(config.mark, 0x80);
         assert_eq!(config.timeouts.tcp_established, Duration::from_secs(7440));
         let tables = TableSizes { rules: 1, flows: 2, half_open: 3, flows_ipv6: 4, half_open_ipv6: 5 };
         assert_eq!(config.tables, tables);
@@ -328,6 +344,7 @@ mod tests {
     fn what_is_not_said_has_its_default() {
         let config = file(LEAST).unwrap();
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert_eq!(config.mark, DEFAULT_MARK);
         assert_eq!((config.timeouts, config.tables), (Timeouts::default(), TableSizes::default()));
         assert_eq!(config.warnings(), [""; 0]);
     }
@@ -365,6 +382,9 @@ mod tests {
             ("external = [\"lo\"]\ninternal = [\"lan\"]\n", "loopback"),
             ("external = [\"a name too long to be one\"]\ninternal = [\"lan\"]\n", "1 to 15 characters"),
             ("external = [\"wan\"]\ninternal = [\"lan\"]\n[tables]\nrules = 0\n", "[tables] rules = 0"),
+            ("external = [\"wan\"]\ninternal = [\"lan\"]\nmark = 0x30\n", "mark = 0x30 is not one bit"),
+            ("external = [\"wan\"]\ninternal = [\"lan\"]\nmark = 0\n", "mark = 0x0 is not one bit"),
+            ("mark = 0x100000000\n", "line 1: invalid value"),
             ("external = [\"wan\"]\ninternal = [\"lan\"]\n[tables]\nflows = 4294967295\n", "out of bounds"),
         ] {
             let error = file(text).unwrap_err();

@@ -53,17 +53,15 @@ impl Daemon {
             kind: None,
             sends_for_xdp: None,
             addresses: vec![address.parse().unwrap()],
+            temporary: Vec::new(),
         };
         let network = Network {
             interfaces: vec![interface(1, "wan", "203.0.113.10"), interface(2, "lan", "10.0.0.1")],
         };
         let settings = Settings { external: vec!["wan".into()], internal: vec!["lan".into()] };
         let store = Store::open(directory.path()).unwrap();
-        let machine = Machine {
-            find_listeners: |_, _, _| Ok(Vec::new()),
-            find_egress: all_inside,
-            ipv4_settings: "/nowhere",
-        };
+        let machine =
+            Machine { find_listeners: |_| Ok(Vec::new()), find_egress: all_inside, net_settings: "/nowhere" };
         let controller = Controller::new(store, Box::new(fake.clone()), network, settings, machine).unwrap();
         let (stop, stopped) = oneshot::channel();
         let bound = ApiSocket::bind(&socket).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,6 +17,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, getppid};
+
+use crate::wait_until;
 
 /// A machine of the test network.
 ///
@@ -52,6 +55,9 @@ impl Host {
         // Duplicate address detection would keep IPv6 addresses unusable for a second.
         host.sysctl("net.ipv6.conf.all.accept_dad", "0")?;
         host.sysctl("net.ipv6.conf.default.accept_dad", "0")?;
+        // As those of IPv4 do, IPv6 addresses stay while their interface is down.
+        host.sysctl("net.ipv6.conf.all.keep_addr_on_down", "1")?;
+        host.sysctl("net.ipv6.conf.default.keep_addr_on_down", "1")?;
         host.ip("link set lo up")?;
         Ok(host)
     }
@@ -148,6 +154,17 @@ impl Host {
             bail!("ip on {}: {}in:\n{lines}", self.name, String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
+    }
+
+    /// Adds an address with its prefix length to an interface that is up, and waits until it can be used: one of
+    /// IPv6 becomes the host's own in the kernel's own time.
+    pub fn add_address(&self, interface: &str, address: &str) -> Result<()> {
+        self.ip(&format!("addr add {address} dev {interface}"))?;
+        let (address, _) = address.split_once('/').context("the address has no prefix")?;
+        let address: IpAddr = address.parse().with_context(|| format!("not an address: {address}"))?;
+        wait_until("the address can be used", crate::DEADLINE, || {
+            self.run(|| UdpSocket::bind((address, 0))).is_ok()
+        })
     }
 
     /// Sets a kernel parameter, such as `net.ipv4.ip_forward`.

@@ -18,6 +18,7 @@
 //! mount, and processes are killed by the kernel when ours ends, however it ends.
 
 mod daemon;
+mod family;
 mod frame;
 mod host;
 mod icmp;
@@ -29,7 +30,8 @@ mod topology;
 mod wait;
 
 pub use daemon::{Daemon, DaemonOptions, Datapath, forwarderctl, forwarderd};
-pub use frame::{Frame, Packet, TcpFields};
+pub use family::Family;
+pub use frame::{Extension, Frame, Packet, TcpFields};
 pub use host::{Host, Process};
 pub use icmp::IcmpError;
 pub use link::{End, bridge, veth};

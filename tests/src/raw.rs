@@ -46,6 +46,11 @@ impl RawSocket {
         frame.bytes(self.mac, self.gateway)
     }
 
+    /// The fragments that `frame` will be (see [`Frame::fragments`]).
+    pub fn fragments(&self, frame: &Frame, length: u16) -> Vec<Vec<u8>> {
+        frame.fragments(self.mac, self.gateway, length)
+    }
+
     /// The first TCP or UDP packet to come that `wanted` likes; others are thrown away.
     pub fn receive(&self, limit: Duration, mut wanted: impl FnMut(&Packet) -> bool) -> Result<Packet> {
         let deadline = Instant::now() + limit;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// Counters by path (`xdp`, `tc-ingress`, `tc-egress`), reason and verdict (`forward`, `pass`, `drop`).
+/// Counters by path (`xdp`, `tc-ingress`, `tc-egress`), reason and verdict (`forward`, `pass`, `hold`, `drop`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats(Value);
 

@@ -1,11 +1,14 @@
 //! A router between networks of hosts, with `forwarderd` on it.
 
+use std::net::SocketAddr;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{Daemon, DaemonOptions, Datapath, End, Host, RawSocket, Stats, bridge, veth};
+use crate::{
+    Daemon, DaemonOptions, Datapath, End, Family, Frame, Host, RawSocket, Stats, TcpFields, bridge, veth,
+};
 
 /// A network at one interface of the router. Several hosts are joined by a switch: a host with a bridge.
 #[derive(Clone, Debug)]
@@ -23,18 +26,25 @@ pub struct TestbedBuilder {
     networks: Vec<Network>,
     checksum_offload: bool,
     mtu: Option<u32>,
+    family: Family,
     options: DaemonOptions,
 }
 
 impl TestbedBuilder {
+    /// The family that the test speaks; every bed has both.
+    pub fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
     /// How packets shall be carried; else as `forwarderd` chooses.
     pub fn datapath(mut self, datapath: Datapath) -> Self {
         self.options.datapath = Some(datapath);
         self
     }
 
-    /// An external network: the router's interface, its address there with the prefix length, and the
-    /// addresses of the hosts. It takes the place of one at the same interface.
+    /// An external network: the router's interface, its IPv4 address there with the prefix length, and those
+    /// of the hosts, which get the twins of IPv6 too. It takes the place of one at the same interface.
     pub fn external(self, interface: &str, router: &str, hosts: &[&str]) -> Self {
         self.network(interface, true, router, hosts)
     }
@@ -88,6 +98,7 @@ impl TestbedBuilder {
     pub fn build(self) -> Result<Testbed> {
         let router = Host::new("router")?;
         router.sysctl("net.ipv4.ip_forward", "1")?;
+        router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         let mut options = self.options.clone();
         let mut places = Vec::new();
         for network in &self.networks {
@@ -97,22 +108,22 @@ impl TestbedBuilder {
         }
         // The first host outside stands for the whole internet.
         let client = places.iter().find(|place| place.external).context("no external network")?;
-        router.ip(&format!("route add default via {}", client.address))?;
-        let client = client.host.clone();
-        Ok(Testbed { daemon: Daemon::new(&router, options), client, router, places })
+        default_routes(&router, &client.address)?;
+        let (client, family) = (client.host.clone(), self.family);
+        Ok(Testbed { daemon: Daemon::new(&router, options), client, router, family, places })
     }
 
     fn lay(&self, router: &Host, network: &Network) -> Result<Vec<Place>> {
         let (gateway, prefix) =
             network.router.split_once('/').context("the router's address has no prefix")?;
         ensure!(!network.hosts.is_empty(), "no host is to be on the other end of {}", network.interface);
-        let uplink = self.end(router, &network.interface).address(&network.router);
+        let uplink = self.end(router, &network.interface, &network.router);
         let switch = match network.hosts.len() {
             1 => None,
             _ => {
                 let switch = Host::new(&format!("switch of {}", network.interface))?;
                 bridge(&switch, "br0")?;
-                veth(&uplink, &self.end(&switch, "uplink").master("br0"))?;
+                veth(&uplink, &self.port(&switch, "uplink"))?;
                 Some(switch)
             }
         };
@@ -120,15 +131,14 @@ impl TestbedBuilder {
         for (number, address) in network.hosts.iter().enumerate() {
             let host = Host::new(address)?;
             let end = self
-                .end(&host, "eth0")
-                .address(&format!("{address}/{prefix}"))
+                .end(&host, "eth0", &format!("{address}/{prefix}"))
                 .checksum_offload(self.checksum_offload);
             match &switch {
-                Some(switch) => veth(&self.end(switch, &format!("port{number}")).master("br0"), &end)?,
+                Some(switch) => veth(&self.port(switch, &format!("port{number}")), &end)?,
                 None => veth(&uplink, &end)?,
             }
             if !network.external {
-                host.ip(&format!("route add default via {gateway}"))?;
+                default_routes(&host, gateway)?;
             }
             places.push(Place {
                 address: address.clone(),
@@ -141,13 +151,28 @@ impl TestbedBuilder {
         Ok(places)
     }
 
-    fn end<'a>(&self, host: &'a Host, interface: &str) -> End<'a> {
+    /// An end with an address and its twin.
+    fn end<'a>(&self, host: &'a Host, interface: &str, address: &str) -> End<'a> {
+        self.bare_end(host, interface).address(address).address(&Family::Ipv6.of(address))
+    }
+
+    /// A port of a switch.
+    fn port<'a>(&self, switch: &'a Host, interface: &str) -> End<'a> {
+        self.bare_end(switch, interface).master("br0")
+    }
+
+    fn bare_end<'a>(&self, host: &'a Host, interface: &str) -> End<'a> {
         let end = End::new(host, interface);
         match self.mtu {
             Some(mtu) => end.mtu(mtu),
             None => end,
         }
     }
+}
+
+fn default_routes(host: &Host, gateway: &str) -> Result<()> {
+    let twin = Family::Ipv6.of(gateway);
+    host.ip(&format!("route add default via {gateway}\nroute add default via {twin}"))
 }
 
 #[derive(Debug)]
@@ -168,17 +193,21 @@ pub struct Testbed {
     /// The first host outside, which is also the router's way to the rest of the internet.
     pub client: Host,
     pub router: Host,
+    /// Which the test speaks.
+    pub family: Family,
     places: Vec<Place>,
 }
 
 impl Testbed {
     /// Begins with the example of the documentation: `wan` is 203.0.113.1/24 with the client
     /// 203.0.113.2 on it, `lan` is 10.0.0.1/24 with the server 10.0.0.10. Hosts have one interface, `eth0`.
+    /// All have an IPv6 address too (see [`Family::of`]).
     pub fn builder() -> TestbedBuilder {
         TestbedBuilder {
             networks: Vec::new(),
             checksum_offload: false,
             mtu: None,
+            family: Family::Ipv4,
             options: DaemonOptions::default(),
         }
         .external("wan", "203.0.113.1/24", &["203.0.113.2"])
@@ -193,7 +222,30 @@ impl Testbed {
         &self.places.iter().find(|place| !place.external).expect("the bed has a host inside").host
     }
 
-    /// The host with this address.
+    /// A text with addresses as the test's family has them (see [`Family::of`]).
+    pub fn ip(&self, text: &str) -> String {
+        self.family.of(text)
+    }
+
+    /// An `address:port` likewise, as sockets and packets have it.
+    ///
+    /// # Panics
+    /// Where it is none.
+    pub fn endpoint(&self, text: &str) -> SocketAddr {
+        self.ip(text).parse().unwrap_or_else(|_| panic!("not an address and port: {text}"))
+    }
+
+    /// [`Frame::udp`] in the test's family.
+    pub fn udp(&self, source: &str, destination: &str, payload: &[u8]) -> Frame {
+        Frame::udp(&self.ip(source), &self.ip(destination), payload)
+    }
+
+    /// [`Frame::tcp`] in the test's family.
+    pub fn tcp(&self, source: &str, destination: &str, tcp: TcpFields, payload: &[u8]) -> Frame {
+        Frame::tcp(&self.ip(source), &self.ip(destination), tcp, payload)
+    }
+
+    /// The host with this IPv4 address.
     ///
     /// # Panics
     /// Where there is none.

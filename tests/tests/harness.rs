@@ -12,33 +12,59 @@ use std::time::Duration;
 use std::{env, fs};
 
 use testbed::{
-    DEADLINE, End, Frame, Host, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect, connect_from,
-    download, udp_ask, udp_socket, veth, wait_until,
+    DEADLINE, End, Extension, Family, Frame, Host, TcpFields, TcpServer, Testbed, UdpServer, bytes, connect,
+    connect_from, download, udp_ask, udp_socket, veth, wait_until,
 };
 
 /// A bed whose client knows the way to the inside, so that plain routing joins them.
 fn routed() -> Testbed {
-    let bed = Testbed::builder().build().unwrap();
-    bed.client.ip("route add 10.0.0.0/8 via 203.0.113.1").unwrap();
+    routed_in(Family::Ipv4)
+}
+
+fn routed_in(family: Family) -> Testbed {
+    let bed = Testbed::builder().family(family).build().unwrap();
+    bed.client.ip(&bed.ip("route add 10.0.0.0/8 via 203.0.113.1")).unwrap();
     bed
 }
 
 #[test]
+fn each_address_has_a_twin_of_ipv6() {
+    for (text, twin) in [
+        ("tcp wan:8080 10.0.0.10:80-90", "tcp wan:8080 [fd00::a:0:0:a]:80-90"),
+        ("--allow 198.51.100.0/25,192.0.2.7", "--allow 2001:db8::c6:33:64:0/121,2001:db8::c0:0:2:7"),
+        ("203.0.113.1/24 dev eth0", "2001:db8::cb:0:71:1/112 dev eth0"),
+        ("10.9.9.9/32", "fd00::a:9:9:9/128"),
+        ("0.0.0.0:0", "[::]:0"),
+        ("0.0.0.0/0", "::/0"),
+        ("[2001:db8::1]:4000", "[2001:db8::1]:4000"),
+        ("[::ffff:192.0.2.7]:4000", "[::ffff:192.0.2.7]:4000"),
+        ("a1.2.3.4 10s 1.2.3", "a1.2.3.4 10s 1.2.3"),
+    ] {
+        assert_eq!(Family::Ipv6.of(text), twin);
+        assert_eq!(Family::Ipv6.of(twin), twin);
+        assert_eq!(Family::Ipv4.of(text), text);
+    }
+}
+
+#[test]
 fn real_sockets_reach_each_other_through_the_router() {
-    let bed = routed();
-    let tcp = TcpServer::greeting(bed.server(), "10.0.0.10:80", "hello").unwrap();
-    let udp = UdpServer::echo(bed.server(), "10.0.0.10:53", "dns").unwrap();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let bed = routed_in(family);
+        let [tcp, udp] = ["10.0.0.10:80", "10.0.0.10:53"].map(|text| bed.ip(text));
+        let tcp_server = TcpServer::greeting(bed.server(), &tcp, "hello").unwrap();
+        let udp_server = UdpServer::echo(bed.server(), &udp, "dns").unwrap();
 
-    let mut stream = connect_from(&bed.client, "203.0.113.2:4000", "10.0.0.10:80", DEADLINE).unwrap();
-    stream.write_all(b"again").unwrap();
-    let mut answer = [0; 11];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"hello\nagain");
-    assert_eq!(tcp.peers(), ["203.0.113.2:4000".parse().unwrap()]);
+        let mut stream = connect_from(&bed.client, &bed.ip("203.0.113.2:4000"), &tcp, DEADLINE).unwrap();
+        stream.write_all(b"again").unwrap();
+        let mut answer = [0; 11];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello\nagain");
+        assert_eq!(tcp_server.peers(), [bed.endpoint("203.0.113.2:4000")]);
 
-    let socket = udp_socket(&bed.client, "203.0.113.2:4001").unwrap();
-    assert_eq!(udp_ask(&socket, "10.0.0.10:53", "who?").unwrap(), "dns who?");
-    assert_eq!(udp.peers(), ["203.0.113.2:4001".parse().unwrap()]);
+        let socket = udp_socket(&bed.client, &bed.ip("203.0.113.2:4001")).unwrap();
+        assert_eq!(udp_ask(&socket, &udp, "who?").unwrap(), "dns who?");
+        assert_eq!(udp_server.peers(), [bed.endpoint("203.0.113.2:4001")]);
+    }
 }
 
 #[test]
@@ -72,33 +98,89 @@ fn hosts_on_one_network_are_joined_by_a_switch() {
 
 #[test]
 fn raw_frames_go_out_and_come_in() {
-    let bed = routed();
-    let client = bed.wire("203.0.113.2").unwrap();
-    let server = bed.wire("10.0.0.10").unwrap();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let bed = routed_in(family);
+        let client = bed.wire("203.0.113.2").unwrap();
+        let server = bed.wire("10.0.0.10").unwrap();
 
-    let segment = TcpFields::new(TcpFields::PSH | TcpFields::ACK, 1000, 2000);
-    let mut frame = Frame::tcp("192.0.2.7:1234", "10.0.0.10:80", segment, b"payload");
-    (frame.ttl, frame.dscp, frame.ecn, frame.id) = (9, 46, 1, 777);
-    client.send(&frame).unwrap();
-    let packet = server.receive(DEADLINE, |packet| packet.tcp.is_some()).unwrap();
-    assert_eq!((packet.source, packet.destination), (frame.source, frame.destination));
-    assert_eq!((packet.ttl, packet.dscp, packet.ecn, packet.id), (8, 46, 1, 777));
-    assert_eq!((packet.tcp, packet.payload.as_slice()), (Some(segment), b"payload".as_slice()));
-    assert_eq!(packet.destination_mac, bed.server().mac("eth0").unwrap());
-    assert!(packet.checksums_right());
+        let segment = TcpFields::new(TcpFields::PSH | TcpFields::ACK, 1000, 2000);
+        let mut frame = bed.tcp("192.0.2.7:1234", "10.0.0.10:80", segment, b"payload");
+        (frame.ttl, frame.dscp, frame.ecn, frame.id) = (9, 46, 1, 777);
+        client.send(&frame).unwrap();
+        let packet = server.receive(DEADLINE, |packet| packet.tcp.is_some()).unwrap();
+        assert_eq!((packet.source, packet.destination), (frame.source, frame.destination));
+        assert_eq!((packet.ttl, packet.dscp, packet.ecn, packet.id), (8, 46, 1, 777));
+        assert_eq!((packet.tcp, packet.payload.as_slice()), (Some(segment), b"payload".as_slice()));
+        assert_eq!(packet.destination_mac, bed.server().mac("eth0").unwrap());
+        assert!(packet.checksums_right());
 
-    client.send(&Frame { checksum: Some(0), ..Frame::udp("192.0.2.7:5", "10.0.0.10:6", b"none") }).unwrap();
-    let packet = server.receive(DEADLINE, |packet| packet.tcp.is_none()).unwrap();
-    assert!(packet.checksum == 0 && packet.right_checksum != 0 && packet.checksums_right());
+        let datagram = |payload: &[u8]| bed.udp("192.0.2.7:5", "10.0.0.10:6", payload);
+        client.send(&Frame { checksum: Some(0), ..datagram(b"none") }).unwrap();
+        let packet = server.receive(DEADLINE, |packet| packet.tcp.is_none()).unwrap();
+        assert!(packet.checksum == 0 && packet.right_checksum != 0);
+        assert_eq!(packet.checksums_right(), family == Family::Ipv4, "IPv6 has no packets without one");
 
-    client.send(&Frame { checksum: Some(7), ..Frame::udp("192.0.2.7:5", "10.0.0.10:6", b"wrong") }).unwrap();
-    assert!(!server.receive(DEADLINE, |packet| packet.payload == b"wrong").unwrap().checksums_right());
+        client.send(&Frame { checksum: Some(7), ..datagram(b"wrong") }).unwrap();
+        assert!(!server.receive(DEADLINE, |packet| packet.payload == b"wrong").unwrap().checksums_right());
 
-    client.send(&Frame::udp("192.0.2.7:5", "10.0.0.10:6", b"last")).unwrap();
-    client.send(&Frame::udp("192.0.2.7:5", "10.0.0.10:6", b"after")).unwrap();
-    let before = server.receive_until(DEADLINE, |packet| packet.payload == b"after").unwrap();
-    assert_eq!(before.len(), 1);
-    assert!(server.receive(Duration::from_millis(20), |_| true).is_err());
+        client.send(&datagram(b"last")).unwrap();
+        client.send(&datagram(b"after")).unwrap();
+        let before = server.receive_until(DEADLINE, |packet| packet.payload == b"after").unwrap();
+        assert_eq!(before.len(), 1);
+        assert!(server.receive(Duration::from_millis(20), |_| true).is_err());
+    }
+}
+
+#[test]
+fn what_stands_before_the_ports_goes_out_and_comes_in() {
+    let extensions = vec![
+        Extension::hop_by_hop(16),
+        Extension::destination_options(8),
+        Extension::routing(0),
+        Extension::fragment(7, 0, false),
+        Extension::authentication(),
+    ];
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let bed = routed_in(family);
+        let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        let options = vec![1, 1, 1, 0];
+        let bare = bed.udp("192.0.2.7:5", "10.0.0.10:6", b"payload");
+        let frame = Frame { options, extensions: extensions.clone(), ..bare };
+        client.send(&frame).unwrap();
+        let packet = server.receive(DEADLINE, |packet| packet.payload == b"payload").unwrap();
+        assert_eq!((packet.between.len(), packet.checksums_right()), (frame.between().len(), true));
+        assert_eq!(packet.between, frame.between());
+    }
+}
+
+#[test]
+fn fragments_are_put_together_by_real_stacks() {
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let bed = routed_in(family);
+        let client = bed.wire("203.0.113.2").unwrap();
+        let server = udp_socket(bed.server(), &bed.ip("10.0.0.10:6")).unwrap();
+        let whole = bed.udp("203.0.113.2:5", "10.0.0.10:6", &[9; 100]);
+        for fragment in client.fragments(&whole, 40) {
+            client.send_bytes(&fragment).unwrap();
+        }
+        let mut buffer = [0; 200];
+        assert_eq!(server.recv_from(&mut buffer).unwrap(), (100, bed.endpoint("203.0.113.2:5")));
+        assert_eq!(buffer[..100], [9; 100]);
+    }
+}
+
+#[test]
+fn errors_are_read() {
+    for (family, unreachable) in [(Family::Ipv4, (3, 3)), (Family::Ipv6, (1, 4))] {
+        let bed = routed_in(family);
+        let client = bed.wire("203.0.113.2").unwrap();
+        client.send(&bed.udp("203.0.113.2:5", "10.0.0.10:6", b"nobody listens")).unwrap();
+        let error = client.receive_error(DEADLINE).unwrap();
+        assert_eq!((error.kind, error.checksums_right, error.mtu), (unreachable, true, 0), "{error:?}");
+        assert_eq!(error.source, bed.endpoint("10.0.0.10:0").ip());
+        assert_eq!(error.quoted_source, bed.endpoint("203.0.113.2:5"));
+        assert_eq!(error.quoted_destination, bed.endpoint("10.0.0.10:6"));
+    }
 }
 
 #[test]

@@ -30,8 +30,10 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         keys: &mut Keys<A>,
     ) -> Result<(), Reason> {
         let related = self.relate(datagram, quote, arrival, keys);
-        let Scratch { inward: error, plan, .. } = &mut *self.scratch;
-        *plan = Plan { to: error.to, slot: error.rule, direction: error.direction };
+        if related != Err(Reason::NoMatch) {
+            let Scratch { inward: error, plan, .. } = &mut *self.scratch;
+            *plan = Plan { to: error.to, slot: error.rule, direction: error.direction };
+        }
         related?;
         if W::HOOK != Hook::TcEgress && arrival.side == Side::External {
             if is_impossible(datagram, self.world) {

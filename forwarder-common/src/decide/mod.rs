@@ -4,6 +4,7 @@
 //! then left the packet to TC, which decides again.
 
 mod error;
+mod host;
 mod limit;
 mod train;
 mod window;
@@ -17,7 +18,7 @@ use crate::{
         ANSWERED, FIN_INWARD, FIN_OUTWARD, FROM_INSIDE, Flow, FlowKey, Hop, INWARD, LEARNED_HOP, OUTWARD,
         PICKED_UP, PROVEN, RESET, ROUTED_BACK, Side, Tuple, UNANSWERED, is_closing,
     },
-    layout::{Hook, XDP_TARGET},
+    layout::{Hook, OWN, XDP_TARGET},
     parse::{Datagram, Transport},
     reason::Reason,
     rule::{DMZ, HAIRPIN, Rule},
@@ -47,12 +48,14 @@ fn other_source_port<A: Address>(tuple: &Tuple<A>, attempt: u32) -> Port {
     Port::new((FIRST + mixed % (0x1_0000 - FIRST)) as u16)
 }
 
+/// [`Plan::slot`] where no rule is concerned.
+const NO_SLOT: u32 = u32::MAX;
+
 /// How a packet is to be translated.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<A> {
     pub to: Tuple<A>,
-    /// Also of a packet that is not translated: the rule that it was about, unless there is none
-    /// ([`Reason::NoMatch`]).
+    /// Also of a packet that is not translated: the rule that it was about, or [`NO_SLOT`].
     pub slot: u32,
     pub direction: u8,
 }
@@ -134,10 +137,22 @@ impl<A: Address> Scratch<A> {
         inward: Flow::ZERO,
         outward: Flow::ZERO,
         way: Way { onward: Onward::Host, hop: None },
-        plan: Plan { to: Tuple::NOTHING, slot: 0, direction: 0 },
+        plan: Plan { to: Tuple::NOTHING, slot: NO_SLOT, direction: 0 },
         stage: Stage::HalfOpen,
         is_cut: false,
     };
+
+    /// Makes it a new packet's.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.plan.slot = NO_SLOT;
+    }
+
+    /// The rule that a packet was about, whatever became of it.
+    #[inline(always)]
+    pub fn slot(&self) -> Option<u32> {
+        (self.plan.slot != NO_SLOT).then_some(self.plan.slot)
+    }
 
     /// How a packet is to be translated, and how it goes on then.
     #[inline(always)]
@@ -259,6 +274,9 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             self.scratch.stage = stage;
             return Ok(());
         }
+        if !self.world.is_marked() {
+            let _ = self.note_host(datagram, keys);
+        }
         Err(Reason::NoMatch)
     }
 
@@ -269,10 +287,14 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     }
 
     /// A new flow, if a rule allows one.
-    #[inline(always)]
+    #[inline(never)]
     fn open(&mut self, keys: &mut Keys<A>, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
-        let claimed = self.claim(datagram, arrival);
-        self.scratch.plan.slot = self.scratch.inward.rule;
+        self.scratch.plan.slot = NO_SLOT;
+        let mut claimed = self.claim(datagram, arrival);
+        if claimed != Err(Reason::NoMatch) {
+            self.scratch.plan.slot = self.scratch.inward.rule;
+            claimed = self.yield_to_host(&keys.here).and(claimed);
+        }
         if claimed == Err(Reason::Cut) {
             // As long as its client goes on, a connection that was cut is not picked up again.
             for stage in [Stage::Established, Stage::HalfOpen] {
@@ -830,8 +852,35 @@ fn fit<A: Family, W: World<A>>(
     flow: &Flow<A>,
     world: &W,
 ) -> Result<(), Reason> {
-    if datagram.fragment.to_host && flow.direction == INWARD {
-        *onward = Onward::Host;
+    match W::HOOK {
+        Hook::Xdp => fit_for_xdp(onward, datagram),
+        _ => fit_for_tc(onward, datagram, flow, world),
+    }
+}
+
+#[inline(always)]
+fn fit_for_xdp<A: Family>(onward: &Onward, datagram: &Datagram<A>) -> Result<(), Reason> {
+    match onward {
+        _ if datagram.ttl <= 1 => Err(Reason::LeftToTc),
+        Onward::Hop(hop) if datagram.ip_len > hop.mtu => Err(Reason::LeftTooBig),
+        Onward::Hop(hop) if hop.from_xdp == 0 => Err(Reason::LeftToTc),
+        _ => Ok(()),
+    }
+}
+
+/// (A function of its own: see [`Core::claim`].)
+#[inline(never)]
+fn fit_for_tc<A: Family, W: World<A>>(
+    onward: &mut Onward,
+    datagram: &Datagram<A>,
+    flow: &Flow<A>,
+    world: &W,
+) -> Result<(), Reason> {
+    if datagram.fragment.to_host && W::HOOK == Hook::TcIngress {
+        match flow.direction {
+            INWARD => *onward = Onward::Host,
+            _ => return Err(Reason::LeftTooBig),
+        }
     }
     let mtu = match onward {
         // The host has counted the hop, and kept to another uplink's MTU.
@@ -845,14 +894,13 @@ fn fit<A: Family, W: World<A>>(
         Onward::Host | Onward::Egress => return Ok(()),
     };
     if datagram.ttl <= 1 {
-        return match (W::HOOK, datagram.transport, flow.direction) {
-            (Hook::Xdp, ..) => Err(Reason::LeftToTc),
+        return match (datagram.transport, flow.direction) {
             // Nobody is told of an error that gets lost (RFC 1812 section 4.3.2.7).
-            (_, Transport::IcmpError, _) => Err(Reason::TtlExpired),
+            (Transport::IcmpError, _) => Err(Reason::TtlExpired),
             // The host takes no packet from its own address, and one to it for its own.
             _ if flow.flags & FROM_INSIDE != 0 => Err(Reason::TtlExpired),
             // The host counts the hop, and tells the client: translated back as it leaves.
-            (_, _, INWARD) => {
+            (_, INWARD) => {
                 *onward = Onward::Host;
                 Ok(())
             }
@@ -860,13 +908,6 @@ fn fit<A: Family, W: World<A>>(
         };
     }
     let too_big = mtu.is_some_and(|mtu| datagram.longest_packet(world.segment_size()) > mtu);
-    if W::HOOK == Hook::Xdp {
-        return match onward {
-            _ if too_big => Err(Reason::LeftTooBig),
-            Onward::Hop(hop) if hop.from_xdp == 0 => Err(Reason::LeftToTc),
-            _ => Ok(()),
-        };
-    }
     match (too_big, flow.direction, datagram.dont_fragment) {
         (false, ..) => Ok(()),
         (true, ..) if flow.flags & FROM_INSIDE != 0 => Err(Reason::TooBig),
@@ -911,7 +952,7 @@ fn back_to<A: Address>(address: A) -> RouteQuery<A> {
 #[inline(always)]
 fn is_impossible<A: Family, W: World<A>>(datagram: &Datagram<A>, world: &W) -> bool {
     let source = datagram.tuple.src;
-    source.is_impossible_source() || source == datagram.tuple.dst || world.is_own(source)
+    source.is_impossible_source() || source == datagram.tuple.dst || world.roles(source) & OWN != 0
 }
 
 /// The `Flow::ended` bits that a segment sets, if it fits.

@@ -15,14 +15,15 @@ use crate::{
     decide::{Core, Scratch},
     family::Family,
     flow::{Flow, FlowKey, INWARD, Tuple},
-    fragment::{FragmentKey, Train},
-    layout::{Hook, Interface, RuleCounters},
+    fragment::{FragmentKey, HeldKey, TRAIN_LIFETIME, Train},
+    layout::{Hook, Interface, OWN, RuleCounters},
     packet::{OutOfBounds, Packet, Plain},
     pipeline::{self, Outcome, Seen},
     reason::Reason,
     rule::{Page, PageKey, Rule},
     sessions::{Sessions, SessionsKey},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
+    wire::ethernet,
 };
 
 /// A frame in memory.
@@ -62,6 +63,9 @@ pub struct Tables<A: Address = Ipv4> {
     pub established: HashMap<FlowKey<A>, Flow<A>>,
     pub half_open: HashMap<FlowKey<A>, Flow<A>>,
     pub trains: HashMap<FragmentKey<A>, Train>,
+    /// Frames without their Ethernet header, and until when they are held.
+    pub held: HashMap<HeldKey<A>, (Vec<u8>, u64)>,
+    pub host_sessions: HashMap<FlowKey<A>, u64>,
     pub sessions: HashMap<SessionsKey, i64>,
     /// By slot: see [`Sessions::due`].
     pub due: HashMap<u32, u64>,
@@ -108,8 +112,20 @@ impl<A: Family> Flows<A> for Tables<A> {
         self.trains.get(key).copied()
     }
 
+    fn host_session(&mut self, key: &FlowKey<A>) -> Option<&mut u64> {
+        self.host_sessions.get_mut(key)
+    }
+
+    fn note_host_session(&mut self, key: &FlowKey<A>, now: u64) {
+        self.host_sessions.insert(*key, now);
+    }
+
     fn remember(&mut self, key: &FragmentKey<A>, train: &Train) {
         self.trains.insert(*key, *train);
+    }
+
+    fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
+        self.held.get(key).is_some_and(|(_, expires)| now < *expires)
     }
 }
 
@@ -152,8 +168,10 @@ pub struct Machine {
     pub routes: Vec<([u8; 4], u32, Route)>,
     /// See [`World::segment_size`].
     pub segment_size: u32,
-    /// Its addresses.
-    pub own: Vec<Ipv4>,
+    /// See [`World::is_marked`].
+    pub marked: bool,
+    /// What addresses are to it.
+    pub roles: HashMap<Ipv4, u8>,
     /// Protocols and ports that a socket of the host listens on.
     pub sockets: Vec<(u8, u16)>,
     pub probes: Cell<u32>,
@@ -232,6 +250,10 @@ impl<const HOOK: usize> Surroundings for At<'_, HOOK> {
         self.machine.segment_size
     }
 
+    fn is_marked(&self) -> bool {
+        self.machine.marked
+    }
+
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         self.machine.interfaces.get(&ifindex)
     }
@@ -259,12 +281,13 @@ impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
         self.machine.allow.iter().any(fits)
     }
 
-    fn is_own(&self, address: A) -> bool {
-        known(address).is_some_and(|address| self.machine.own.contains(&address))
+    fn roles(&self, address: A) -> u8 {
+        known(address).and_then(|address| self.machine.roles.get(&address)).copied().unwrap_or_default()
     }
 
     fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool {
-        self.is_own(tuple.dst) && self.machine.sockets.contains(&(protocol, tuple.dst_port.number()))
+        self.roles(tuple.dst) & OWN != 0
+            && self.machine.sockets.contains(&(protocol, tuple.dst_port.number()))
     }
 
     fn route(&self, query: &RouteQuery<A>) -> Route {
@@ -310,7 +333,8 @@ impl Counters for Counts {
     }
 }
 
-/// Takes a frame that is on `ifindex` through the core, as the programs do.
+/// Takes a frame that is on `ifindex` through the core, as the programs do. With
+/// [`Outcome::Release`] the frame has become the fragment that was held.
 pub fn process<const HOOK: usize>(
     frame: &mut Frame,
     ifindex: u32,
@@ -320,6 +344,19 @@ pub fn process<const HOOK: usize>(
 ) -> Outcome {
     let world = At::<HOOK> { machine, ifindex };
     let (mut seen, mut scratch) = (Seen::NOTHING, Scratch::EMPTY);
-    let core = Core { flows, world: &world, counters, scratch: &mut scratch, now: machine.now };
-    pipeline::process(frame, &mut seen, core)
+    let core = Core { flows: &mut *flows, world: &world, counters, scratch: &mut scratch, now: machine.now };
+    let outcome = pipeline::process(frame, &mut seen, core);
+    match outcome {
+        Outcome::Hold => {
+            flows
+                .held
+                .insert(*seen.held(), (frame.0[ethernet::LEN..].to_vec(), machine.now + TRAIN_LIFETIME));
+        }
+        Outcome::Release => {
+            let (packet, _) = flows.held.remove(seen.held()).expect("only what is held is released");
+            frame.0.splice(ethernet::LEN.., packet);
+        }
+        _ => {}
+    }
+    outcome
 }

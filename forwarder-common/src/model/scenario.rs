@@ -8,7 +8,7 @@ use crate::{
     address::{Address as _, Ipv4, Ipv6, Macs},
     checksum,
     flow::{Hop, Side},
-    layout::{Interface, XDP_TARGET},
+    layout::{EXTERNAL, Interface, OWN, TARGET, XDP_TARGET},
     reason::Reason,
     rule::{ACTIVE, DMZ, HAIRPIN, LIMITED, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
@@ -142,10 +142,12 @@ impl Router {
             ([203, 0, 113, 0], 24, silent(Side::External)),
         ];
         machine.allow = vec![ALLOWED];
-        machine.own = vec![Ipv4::new(W), Ipv4::new(GATEWAY)];
+        let roles = [(W, OWN | EXTERNAL), (GATEWAY, OWN)];
+        machine.roles = roles.map(|(address, roles)| (Ipv4::new(address), roles)).into();
         machine.sockets = BOTH.iter().map(|protocol| (*protocol, DMZ_PORTS.1)).collect();
         let (w, w_twin) = (Ipv4::new(W).mapped(), Ipv6::new(twin(W)));
         for (slot, spec) in (0..).zip(RULES) {
+            *machine.roles.entry(Ipv4::new(spec.target)).or_default() |= TARGET;
             let target = Ipv4::new(spec.target).mapped();
             let target_twin = Ipv6::new(twin(spec.target));
             for (slot, w, target) in [(slot, w, target), (slot + IPV6_SLOTS, w_twin, target_twin)] {

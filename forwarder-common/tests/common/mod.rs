@@ -73,9 +73,19 @@ impl Rig {
     }
 
     fn assert_lawful(&self, hook: Hook, frame: &[u8], taken: &Taken, before: &Counts) {
+        if taken.outcome == Outcome::Release {
+            assert_eq!(
+                (hook, taken.reason),
+                (Hook::TcIngress, None),
+                "both are counted when they come in again"
+            );
+            assert_eq!((&self.counts.reasons, &taken.bytes[..14]), (&before.reasons, &frame[..14]));
+            return;
+        }
         let verdict = match taken.outcome {
-            Outcome::Pass => Verdict::Pass,
+            Outcome::Pass | Outcome::PassMarked => Verdict::Pass,
             Outcome::Drop => Verdict::Drop,
+            Outcome::Hold => Verdict::Hold,
             _ => Verdict::Forward,
         };
         let silent = hook == Hook::TcEgress && verdict == Verdict::Pass;

@@ -9,7 +9,7 @@ use clap::Parser;
 use env_logger::Env;
 use forwarder::api::{ApiSocket, Bounds, serve};
 use forwarder::config::{Cli, Command, Config, Flags};
-use forwarder::controller::{Controller, IPV4_SETTINGS, Machine, Settings, Shared};
+use forwarder::controller::{Controller, Machine, NET_SETTINGS, Settings, Shared};
 use forwarder::datapath::Options;
 use forwarder::datapath::kernel::{KernelDatapath, detach};
 use forwarder::network::Network;
@@ -82,7 +82,7 @@ async fn run(flags: &Flags) -> Result<()> {
     let machine = Machine {
         find_listeners: listeners::find,
         find_egress: network::find_egress,
-        ipv4_settings: IPV4_SETTINGS,
+        net_settings: NET_SETTINGS,
     };
     let controller = Controller::new(store, Box::new(datapath), network, settings, machine)?;
     attend(flags, config, Shared::new(controller), socket, networks).await
@@ -149,6 +149,7 @@ fn options(config: &Config, store_id: u64) -> Options {
         mode: config.datapath,
         pin_dir: config.pin_dir.clone(),
         store_id,
+        mark: config.mark,
         timeouts: config.timeouts,
         tables: config.tables,
     }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::{Error, Rules, Settings};
-use crate::network::Network;
-use crate::rule::{External, Invalid, Place, Protocol, Rule, RuleId, Spec};
+use crate::network::{Interface, Network};
+use crate::rule::{External, Family, Invalid, Place, Protocol, Rule, RuleId, Spec};
 
 /// Refuses a rule that this machine could not serve.
 pub fn check_place(spec: &Spec, settings: &Settings, network: &Network) -> Result<(), Invalid> {
@@ -25,7 +25,7 @@ pub fn check_place(spec: &Spec, settings: &Settings, network: &Network) -> Resul
 /// Refuses a target that is the router itself: its packets would not be forwarded anywhere.
 pub fn check_target(spec: &Spec, network: &Network) -> Result<(), Invalid> {
     let target = spec.target.address;
-    if external_addresses(&spec.external, network).contains(&target) {
+    if external_addresses(spec, network).contains(&target) {
         return Err(Invalid(format!(
             "target {target} is the external address itself: give the address of a host behind it"
         )));
@@ -38,12 +38,13 @@ pub fn check_target(spec: &Spec, network: &Network) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// The addresses at which an external is reached just now.
-pub fn external_addresses(external: &External, network: &Network) -> Vec<IpAddr> {
-    match &external.place {
+/// The addresses that a rule's external stands for just now.
+pub fn external_addresses(spec: &Spec, network: &Network) -> Vec<IpAddr> {
+    match &spec.external.place {
         Place::Address(address) => vec![*address],
         Place::Interface(name) => {
-            network.interface(name).map(|interface| interface.addresses.clone()).unwrap_or_default()
+            let interface = network.interface(name);
+            interface.map(|interface| interface.lasting(spec.family()).collect()).unwrap_or_default()
         }
     }
 }
@@ -65,15 +66,30 @@ pub fn check_exposure(spec: &Spec, force: bool) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// What a user names a rule by, or wants it to have.
+#[derive(Clone, Copy)]
+pub struct Mapping<'a> {
+    pub protocol: Protocol,
+    pub external: &'a External,
+    /// Absent where it is not said: an external that is an interface may be of either.
+    pub family: Option<Family>,
+}
+
+impl<'a> From<&'a Spec> for Mapping<'a> {
+    fn from(spec: &'a Spec) -> Self {
+        Mapping { protocol: spec.protocol, external: &spec.external, family: Some(spec.family()) }
+    }
+}
+
 /// The rules that have a port of this one already. A DMZ host has what others leave: only another one
 /// is in its way.
 pub fn overlapping<'a>(spec: &Spec, rules: &'a Rules, network: &Network) -> impl Iterator<Item = &'a Rule> {
-    reached_at((spec.protocol, &spec.external), rules, network).filter(move |rule| rule.spec.dmz == spec.dmz)
+    reached_at(spec.into(), rules, network).filter(move |rule| rule.spec.dmz == spec.dmz)
 }
 
 /// The rules that have a port of the mapping.
 pub fn reached_at<'a>(
-    mapping: (Protocol, &External),
+    mapping: Mapping,
     rules: &'a Rules,
     network: &Network,
 ) -> impl Iterator<Item = &'a Rule> {
@@ -97,13 +113,28 @@ pub fn port_taken(spec: &Spec, rule: &Rule) -> Error {
     Error::Conflict { message, rule: Some(rule.id) }
 }
 
+/// An interface may have the same port for either family.
+pub fn ambiguous(one: &Rule, other: &Rule) -> Error {
+    let (first, second) = (one.spec.family(), other.spec.family());
+    let message = format!(
+        "{} {} is {} for {first} and {} for {second}: say which by id or name",
+        one.spec.protocol,
+        one.spec.external,
+        one.label(),
+        other.label()
+    );
+    Error::Conflict { message, rule: Some(one.id) }
+}
+
 /// Draining rules take nothing: their name and their ports are free.
 fn others(rules: &Rules, except: Option<RuleId>) -> impl Iterator<Item = &Rule> {
     rules.values().filter(move |rule| !rule.draining && Some(rule.id) != except)
 }
 
-fn overlap((protocol, external): (Protocol, &External), other: &Spec, network: &Network) -> bool {
+fn overlap(mapping: Mapping, other: &Spec, network: &Network) -> bool {
+    let Mapping { protocol, external, family } = mapping;
     protocol.intersects(other.protocol)
+        && family.is_none_or(|family| family == other.family())
         && external.ports.intersects(other.external.ports)
         && same_place(&external.place, &other.external.place, network)
 }
@@ -114,7 +145,9 @@ fn same_place(one: &Place, other: &Place, network: &Network) -> bool {
         (Place::Interface(one), Place::Interface(other)) => one == other,
         (Place::Address(address), Place::Interface(name))
         | (Place::Interface(name), Place::Address(address)) => {
-            network.interface(name).is_some_and(|interface| interface.addresses.contains(address))
+            let has =
+                |interface: &Interface| interface.lasting(Family::of(*address)).any(|own| own == *address);
+            network.interface(name).is_some_and(has)
         }
     }
 }

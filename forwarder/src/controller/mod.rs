@@ -22,10 +22,10 @@ use jiff::Timestamp;
 use log::{error, info, warn};
 
 use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
-use crate::listeners::Listener;
+use crate::listeners::{Listener, Ports};
 use crate::network::{Egress, Network};
 use crate::rule::{
-    Invalid, Lifetime, PortRange, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
+    External, Invalid, Lifetime, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
 };
 use crate::store::Store;
 
@@ -40,16 +40,16 @@ type Rules = BTreeMap<RuleId, Rule>;
 /// What the controller asks the machine when a rule changes.
 #[derive(Clone, Copy)]
 pub struct Machine {
-    /// Services of the router itself: protocol, addresses, ports.
-    pub find_listeners: fn(Protocol, &[IpAddr], PortRange) -> anyhow::Result<Vec<Listener>>,
+    /// Services of the router itself.
+    pub find_listeners: fn(Ports) -> anyhow::Result<Vec<Listener>>,
     /// How packets to each of these leave.
     pub find_egress: fn(&BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Egress>>,
-    /// Where the kernel's IPv4 settings are read: [`IPV4_SETTINGS`].
-    pub ipv4_settings: &'static str,
+    /// Where the kernel's settings of the network are read: [`NET_SETTINGS`].
+    pub net_settings: &'static str,
 }
 
-/// The IPv4 settings of the reader's network namespace.
-pub const IPV4_SETTINGS: &str = "/proc/sys/net/ipv4";
+/// The settings of the reader's network namespace.
+pub const NET_SETTINGS: &str = "/proc/sys/net";
 
 /// What adding has led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,9 +126,7 @@ impl Controller {
         controller.check_slots()?;
         controller.commit(Change::default())?;
         controller.datapath.keep();
-        warnings::of_machine(&controller.settings, &controller.machine)
-            .iter()
-            .for_each(|warning| warn!("{warning}"));
+        controller.machine_warnings().iter().for_each(|warning| warn!("{warning}"));
         Ok(controller)
     }
 
@@ -490,8 +488,12 @@ impl Controller {
         if !spec.enabled || spec.dmz {
             return Ok(());
         }
-        let addresses = conflict::external_addresses(&spec.external, &self.network);
-        let listeners = (self.machine.find_listeners)(spec.protocol, &addresses, spec.external.ports)?;
+        let listeners = (self.machine.find_listeners)(Ports {
+            family: spec.family(),
+            protocol: spec.protocol,
+            addresses: &conflict::external_addresses(spec, &self.network),
+            ports: spec.external.ports,
+        })?;
         let Some(first) = listeners.first() else { return Ok(()) };
         let more = match listeners.len() - 1 {
             0 => String::new(),
@@ -535,23 +537,34 @@ impl Controller {
                 rule.spec.protocol == *protocol && rule.spec.external == *external
             }
         };
+        let mut found: Vec<&Rule> = self.rules.values().filter(matches).collect();
         // A draining rule has given its name and its ports away: it comes last.
-        let found = self.rules.values().filter(matches).min_by_key(|rule| rule.draining);
-        found.ok_or_else(|| {
-            let meant = match which {
-                RuleRef::Mapping(protocol, external) => {
-                    conflict::reached_at((*protocol, external), &self.rules, &self.network).next()
-                }
-                _ => None,
-            };
-            let advice = match meant {
-                Some(Rule { id, spec: Spec { protocol, external, .. }, .. }) => {
-                    format!("rule {id} is {protocol} {external}; if you mean it, call it {id}")
-                }
-                None => "see them with `forwarderctl list`".to_owned(),
-            };
-            Error::NotFound(format!("there is no rule {}: {advice}", quoted(&which.to_string())))
-        })
+        found.sort_by_key(|rule| rule.draining);
+        match (found.as_slice(), which) {
+            ([], RuleRef::Mapping(protocol, external)) => Err(self.no_such_mapping(*protocol, external)),
+            ([], _) => {
+                let which = quoted(&which.to_string());
+                Err(Error::NotFound(format!("there is no rule {which}: see them with `forwarderctl list`")))
+            }
+            ([one, other, ..], _)
+                if one.draining == other.draining && one.spec.family() != other.spec.family() =>
+            {
+                Err(conflict::ambiguous(one, other))
+            }
+            ([rule, ..], _) => Ok(rule),
+        }
+    }
+
+    fn no_such_mapping(&self, protocol: Protocol, external: &External) -> Error {
+        let mapping = conflict::Mapping { protocol, external, family: None };
+        let advice = match conflict::reached_at(mapping, &self.rules, &self.network).next() {
+            Some(Rule { id, spec: Spec { protocol, external, .. }, .. }) => {
+                format!("rule {id} is {protocol} {external}; if you mean it, call it {id}")
+            }
+            None => "see them with `forwarderctl list`".to_owned(),
+        };
+        let which = quoted(&format!("{protocol} {external}"));
+        Error::NotFound(format!("there is no rule {which}: {advice}"))
     }
 
     /// A rule that can still be changed.

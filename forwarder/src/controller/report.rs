@@ -1,6 +1,6 @@
 //! What the controller tells about itself and its rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Controller, Error, warnings};
 use crate::datapath::{InterfaceStatus, ReasonCount, RuleCounters, TableFill};
-use crate::rule::{Counters, External, Protocol, Rule, RuleId, RuleRef, RuleView, State};
+use crate::rule::{Counters, External, Family, Protocol, Rule, RuleId, RuleRef, RuleView, State};
 
 /// How the controller fares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,8 +166,15 @@ impl Controller {
         warnings
     }
 
-    fn machine_warnings(&self) -> Vec<String> {
-        let mut warnings = warnings::of_machine(&self.settings, &self.machine);
+    /// What keeps all rules of a family from working, of the families that rules have.
+    pub(super) fn machine_warnings(&self) -> Vec<String> {
+        let rules = self.rules.values().filter(|rule| !rule.draining && rule.spec.enabled);
+        self.machine_warnings_of(rules.map(|rule| rule.spec.family()).collect())
+    }
+
+    fn machine_warnings_of(&self, families: BTreeSet<Family>) -> Vec<String> {
+        let mut warnings = warnings::of_machine(&families, &self.settings, &self.machine);
+        warnings.extend(warnings::of_uplinks(&self.settings, &self.network, &self.machine));
         warnings.extend(self.datapath.warnings());
         warnings
     }
@@ -210,7 +217,7 @@ impl Controller {
     /// Adds what would keep the rule from working.
     pub(super) fn with_warnings(&self, mut view: RuleView) -> RuleView {
         if matches!(view.state, State::Active | State::Waiting) {
-            view.warnings.extend(self.machine_warnings());
+            view.warnings.extend(self.machine_warnings_of([Family::of(view.target.address)].into()));
         }
         let of_rule = self.rule_warnings(self.rules.get(&view.id).into_iter());
         view.warnings.extend(of_rule.into_values().flatten());

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use super::{Rules, Settings};
+use super::{Rules, Settings, conflict};
 use crate::network::Network;
-use crate::rule::{Place, PortRange, Protocol, Rule, RuleId};
+use crate::rule::{Family, Place, PortRange, Protocol, Rule, RuleId};
 
 /// Where one rule is reached at present.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,28 +65,21 @@ fn resolve_one(rule: &Rule, rules: &Rules, network: &Network, claims: &mut Claim
         && let Place::Interface(name) = &rule.spec.external.place
     {
         resolution.waiting = Some(match network.interface(name) {
-            Some(_) => format!("interface {name} has no IPv4 address"),
+            Some(_) if rule.spec.family() == Family::Ipv4 => format!("interface {name} has no IPv4 address"),
+            Some(_) => format!("interface {name} has no lasting global IPv6 address"),
             None => format!("interface {name} does not exist"),
         });
     }
     resolution
 }
 
-/// The addresses that a rule's external stands for. IPv4 only, until IPv6 is forwarded.
+/// The addresses at which a rule can be reached.
 pub fn addresses(rule: &Rule, network: &Network) -> Vec<IpAddr> {
-    match &rule.spec.external.place {
-        Place::Address(address) => vec![*address],
-        Place::Interface(name) => {
-            let usable = |address: &IpAddr| address.is_ipv4() && *address != rule.spec.target.address;
-            let mut addresses: Vec<IpAddr> = network
-                .interface(name)
-                .map(|interface| interface.addresses.iter().copied().filter(usable).collect())
-                .unwrap_or_default();
-            addresses.sort();
-            addresses.dedup();
-            addresses
-        }
-    }
+    let mut addresses = conflict::external_addresses(&rule.spec, network);
+    addresses.retain(|address| *address != rule.spec.target.address);
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 /// Which ports of which address are taken: per protocol, from a range's first port to its last and its owner.

@@ -24,6 +24,7 @@ fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
         kind: None,
         sends_for_xdp: None,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        temporary: Vec::new(),
     }
 }
 
@@ -31,11 +32,11 @@ fn network(wan: &[&str]) -> Network {
     Network { interfaces: vec![interface(1, "wan", wan), interface(2, "lan", &["10.0.0.1"])] }
 }
 
-fn nobody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Listener>> {
+fn nobody(_: Ports) -> anyhow::Result<Vec<Listener>> {
     Ok(Vec::new())
 }
 
-fn somebody(_: Protocol, _: &[IpAddr], _: PortRange) -> anyhow::Result<Vec<Listener>> {
+fn somebody(_: Ports) -> anyhow::Result<Vec<Listener>> {
     let address = "0.0.0.0:22".parse().unwrap();
     Ok(vec![Listener { protocol: "tcp", address, process: Some(("sshd".into(), 812)) }])
 }
@@ -49,7 +50,7 @@ fn all_inside(targets: &BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Egr
 }
 
 fn machine() -> Machine {
-    Machine { find_listeners: nobody, find_egress: all_inside, ipv4_settings: "/nowhere" }
+    Machine { find_listeners: nobody, find_egress: all_inside, net_settings: "/nowhere" }
 }
 
 fn settings() -> Settings {
@@ -530,6 +531,88 @@ fn an_interface_rule_follows_the_addresses_of_its_interface() {
     assert_eq!(reason.as_deref(), Some("interface wan does not exist"));
     bench.controller.network_changed(network(&["203.0.113.12"]));
     assert_eq!(bench.controller.show(&RuleRef::Id(1)).unwrap().state, State::Active);
+}
+
+/// `wan` with both families, and all that IPv6 brings beside lasting global addresses.
+fn dual(wan: &[&str]) -> Network {
+    let mut network = network(&[&["203.0.113.10", "fe80::1", "2001:db8::7e37"], wan].concat());
+    network.interfaces[0].temporary = vec!["2001:db8::7e37".parse().unwrap()];
+    network
+}
+
+fn web6() -> Request {
+    request("tcp+udp", "wan:8080", "[fd00::10]:80")
+}
+
+#[test]
+fn an_interface_rule_follows_the_addresses_of_its_targets_family() {
+    let mut bench = bench();
+    bench.controller.network_changed(dual(&["2001:db8::1"]));
+    bench.add(&web()).unwrap();
+    bench.add(&web6()).unwrap();
+    let externals =
+        |bench: &Bench| bench.kernel(1).externals.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+    assert_eq!(bench.kernel(0).externals, ["203.0.113.10".parse::<IpAddr>().unwrap()]);
+    assert_eq!(externals(&bench), ["2001:db8::1"], "neither a link-local nor a temporary address");
+
+    // The provider has given another prefix: the old one goes.
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    bench.flow(1, "udp", "[2001:db8:f::1]:1");
+    bench.controller.network_changed(dual(&["2001:db8::1", "2001:db8:2::1"]));
+    assert_eq!((externals(&bench).len(), bench.flows().len()), (2, 2));
+    bench.controller.network_changed(dual(&["2001:db8:2::1"]));
+    assert_eq!(externals(&bench), ["2001:db8:2::1"]);
+    assert_eq!(bench.flows(), ["tcp"], "the other family's rule has lost nothing");
+
+    bench.controller.network_changed(dual(&[]));
+    let waiting = bench.controller.show(&RuleRef::Id(2)).unwrap();
+    assert_eq!(waiting.state, State::Waiting);
+    assert_eq!(waiting.state_reason.as_deref(), Some("interface wan has no lasting global IPv6 address"));
+    assert_eq!(bench.controller.show(&RuleRef::Id(1)).unwrap().state, State::Active);
+}
+
+#[test]
+fn a_port_of_an_interface_may_have_a_rule_for_either_family() {
+    let mut bench = bench();
+    bench.controller.network_changed(dual(&["2001:db8::1"]));
+    bench.add(&web()).unwrap();
+    bench.add(&web6()).unwrap();
+    assert_eq!(bench.conflict(&request("tcp", "wan:8080", "[fd00::11]:80")).1, Some(2));
+    assert_eq!(bench.conflict(&request("udp", "[2001:db8::1]:8000-8100", "[fd00::11]:80")).1, Some(2));
+    assert_eq!(bench.conflict(&request("udp", "203.0.113.10:8080", "10.0.0.11:80")).1, Some(1));
+    bench.add(&request("udp", "[2001:db8::7e37]:8080", "[fd00::11]:80")).unwrap();
+
+    // What would be said of both is said of neither.
+    let both: RuleRef = "tcp+udp wan:8080".parse().unwrap();
+    let error = bench.controller.del(&both, false, "alice").unwrap_err().to_string();
+    assert!(error.contains("rule 1 (web) for IPv4 and rule 2 for IPv6"), "{error}");
+    let replaced =
+        bench.add(&Request { replace: true, ..request("tcp+udp", "wan:8080", "[fd00::12]:80") }).unwrap();
+    assert_eq!(replaced.id, 2, "replacing concerns the rule of the same family");
+    bench.controller.del(&RuleRef::Id(1), false, "alice").unwrap();
+    assert_eq!(bench.controller.show(&both).unwrap().id, 2);
+}
+
+#[test]
+fn a_namesake_of_the_other_family_that_is_replaced_loses_its_flows() {
+    let mut bench = bench();
+    bench.controller.network_changed(dual(&["2001:db8::1"]));
+    bench.add(&web()).unwrap();
+    bench.flow(0, "tcp", "198.51.100.1:1");
+    let other = Request { name: Some("web".into()), replace: true, ..web6() };
+    assert_eq!(bench.add(&other).unwrap().id, 1);
+    assert_eq!(bench.flows(), [""; 0]);
+    assert_eq!(bench.kernel(0).externals, ["2001:db8::1".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn targets_of_ipv6_that_are_the_router_itself_are_refused() {
+    let mut bench = bench();
+    bench.controller.network_changed(dual(&["2001:db8::1"]));
+    let error = bench.refusal(&request("tcp", "wan:80", "[2001:db8::1]:80")).to_string();
+    assert!(error.contains("external address itself"), "{error}");
+    let error = bench.refusal(&request("tcp", "wan:80", "[2001:db8::7e37]:80")).to_string();
+    assert!(error.contains("address of this router"), "{error}");
 }
 
 #[test]

@@ -1,35 +1,86 @@
 //! What would keep rules from working, or work otherwise than a user may expect; each line says how to mend it.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use super::{Machine, Settings, conflict};
 use crate::network::{Egress, Network};
-use crate::rule::{Place, PortRange, Request, Rule, Spec, now};
+use crate::rule::{Family, Place, PortRange, Request, Rule, Spec, now};
 
-/// Looks at the machine's settings.
-pub fn of_machine(settings: &Settings, machine: &Machine) -> Vec<String> {
-    of_sysctls(Path::new(machine.ipv4_settings), settings)
+/// An address on the internet, which nobody has (RFC 5737).
+const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// Looks at the machine's settings for these families.
+pub fn of_machine(families: &BTreeSet<Family>, settings: &Settings, machine: &Machine) -> Vec<String> {
+    let net = Path::new(machine.net_settings);
+    families.iter().flat_map(|family| of_forwarding(*family, net, settings)).collect()
 }
 
-fn of_sysctls(ipv4: &Path, settings: &Settings) -> Vec<String> {
-    let off = |path: &Path| fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
-    if off(&ipv4.join("ip_forward")) {
-        return vec![
-            "IPv4 forwarding is off, so nothing is forwarded: sysctl -w net.ipv4.ip_forward=1".to_owned(),
-        ];
+/// Looks at the uplinks, of which all but one may have a strict rp_filter in their way.
+pub fn of_uplinks(settings: &Settings, network: &Network, machine: &Machine) -> Vec<String> {
+    if settings.external.len() < 2 {
+        return Vec::new();
     }
-    let interfaces = settings.external.iter().chain(&settings.internal);
-    interfaces
-        .filter(|name| off(&ipv4.join("conf").join(name).join("forwarding")))
+    of_reverse_paths(
+        &Path::new(machine.net_settings).join("ipv4"),
+        settings,
+        default_uplink(network, machine),
+    )
+}
+
+/// The interface by which packets to the internet leave.
+fn default_uplink<'a>(network: &'a Network, machine: &Machine) -> Option<&'a str> {
+    let egress = (machine.find_egress)(&BTreeSet::from([SOMEWHERE])).ok()?;
+    let Egress::Interface(index) = egress.get(&SOMEWHERE)? else { return None };
+    network.interfaces.iter().find(|interface| interface.index == *index).map(|it| it.name.as_str())
+}
+
+/// Names other uplinks with a strict rp_filter: the kernel takes from them only what it would answer by
+/// them. A mapping's packets do not ask it, but those that the router has to answer or to fragment.
+fn of_reverse_paths(ipv4: &Path, settings: &Settings, default: Option<&str>) -> Vec<String> {
+    let Some(default) = default else { return Vec::new() };
+    let filter = |name: &str| {
+        let value = fs::read_to_string(ipv4.join("conf").join(name).join("rp_filter")).unwrap_or_default();
+        value.trim().parse::<u8>().unwrap_or(0)
+    };
+    let others = settings.external.iter().filter(|name| *name != default);
+    others
+        .filter(|name| filter("all").max(filter(name)) == 1)
         .map(|name| {
-            // A dot in an interface's name would end a part of the sysctl's name.
-            let sysctl = format!("net/ipv4/conf/{name}/forwarding");
-            format!("IPv4 forwarding is off on {name}, so nothing that enters there is forwarded: sysctl -w {sysctl}=1")
+            format!(
+                "rp_filter is strict on {name}, and the route back to the internet leads by {default}: what comes in by {name} and the router has to fragment or to answer (TTL exceeded, too long) is lost: sysctl -w net/ipv4/conf/{name}/rp_filter=2"
+            )
         })
         .collect()
 }
+
+fn of_forwarding(family: Family, net: &Path, settings: &Settings) -> Vec<String> {
+    let off = |path: &Path| fs::read_to_string(path).is_ok_and(|value| value.trim() == "0");
+    let (directory, switch, aside) = match family {
+        Family::Ipv4 => ("ipv4", "ip_forward", ""),
+        Family::Ipv6 => ("ipv6", "conf/all/forwarding", ACCEPT_RA),
+    };
+    if off(&net.join(directory).join(switch)) {
+        let sysctl = format!("net.{directory}.{}", switch.replace('/', "."));
+        return vec![format!(
+            "{family} forwarding is off, so nothing of {family} is forwarded: sysctl -w {sysctl}=1{aside}"
+        )];
+    }
+    let interfaces = settings.external.iter().chain(&settings.internal);
+    interfaces
+        .filter(|name| off(&net.join(directory).join("conf").join(name).join("forwarding")))
+        .map(|name| {
+            // A dot in an interface's name would end a part of the sysctl's name.
+            let sysctl = format!("net/{directory}/conf/{name}/forwarding");
+            format!("{family} forwarding is off on {name}, so nothing of {family} that enters there is forwarded: sysctl -w {sysctl}=1")
+        })
+        .collect()
+}
+
+/// Whoever forwards takes no router's advertisements unless told to, and may lose its own way out.
+const ACCEPT_RA: &str = ", and accept_ra=2 for an uplink that lives by router advertisements";
 
 /// Looks at a rule as this machine would serve it now.
 pub fn of_rule(
@@ -48,7 +99,7 @@ pub fn of_rule(
         ));
     }
     warnings.extend(of_egress(spec.target.address, settings, network, egress));
-    let own = conflict::external_addresses(&spec.external, network);
+    let own = conflict::external_addresses(spec, network);
     // A DMZ host leaves the router's own connections alone.
     if !spec.dmz
         && own.iter().any(|address| network.owns(*address))
@@ -101,8 +152,9 @@ pub struct EphemeralPorts {
 }
 
 impl EphemeralPorts {
+    /// The settings hold for both families.
     pub fn read(machine: &Machine) -> Self {
-        Self::read_at(Path::new(machine.ipv4_settings))
+        Self::read_at(&Path::new(machine.net_settings).join("ipv4"))
     }
 
     fn read_at(ipv4: &Path) -> Self {
@@ -182,22 +234,67 @@ pub fn of_replacing(old: &Rule, spec: &Spec, request: &Request) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn machine(forward: &str, wan: &str) -> Vec<String> {
+    #[test]
+    fn forwarding_that_is_off_is_named_with_its_cure() {
         let directory = tempfile::tempdir().unwrap();
-        fs::create_dir_all(directory.path().join("conf/wan")).unwrap();
-        fs::write(directory.path().join("ip_forward"), forward).unwrap();
-        fs::write(directory.path().join("conf/wan/forwarding"), wan).unwrap();
-        of_sysctls(
-            directory.path(),
-            &Settings { external: vec!["wan".into()], internal: vec!["gone".into()] },
-        )
+        let settings = Settings { external: vec!["wan".into()], internal: vec!["gone".into()] };
+        for (family, switch, sysctl) in [
+            (Family::Ipv4, "ipv4/ip_forward", "net.ipv4.ip_forward=1"),
+            (Family::Ipv6, "ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding=1"),
+        ] {
+            let (part, _) = switch.split_once('/').unwrap();
+            let said = |all: &str, wan: &str| {
+                for (file, value) in [(switch, all), (&format!("{part}/conf/wan/forwarding"), wan)] {
+                    let file = directory.path().join(file);
+                    fs::create_dir_all(file.parent().unwrap()).unwrap();
+                    fs::write(file, value).unwrap();
+                }
+                of_forwarding(family, directory.path(), &settings)
+            };
+            assert!(said("0\n", "0\n")[0].contains(&format!("sysctl -w {sysctl}")));
+            assert!(said("1\n", "0\n")[0].contains(&format!("sysctl -w net/{part}/conf/wan/forwarding=1")));
+            assert_eq!(said("1\n", "1\n"), [""; 0]);
+        }
     }
 
     #[test]
-    fn forwarding_that_is_off_is_named_with_its_cure() {
-        assert!(machine("0\n", "0\n")[0].contains("sysctl -w net.ipv4.ip_forward=1"));
-        assert!(machine("1\n", "0\n")[0].contains("sysctl -w net/ipv4/conf/wan/forwarding=1"));
-        assert_eq!(machine("1\n", "1\n"), [""; 0]);
+    fn a_family_without_rules_is_not_warned_of() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("ipv6/conf/all")).unwrap();
+        fs::write(directory.path().join("ipv6/conf/all/forwarding"), "0").unwrap();
+        let machine = Machine {
+            find_listeners: |_| Ok(Vec::new()),
+            find_egress: |_| Ok([].into()),
+            net_settings: directory.path().to_str().unwrap().to_owned().leak(),
+        };
+        let said = |families: &[Family]| {
+            of_machine(&families.iter().copied().collect(), &Settings::default(), &machine).len()
+        };
+        assert_eq!((said(&[]), said(&[Family::Ipv4]), said(&[Family::Ipv4, Family::Ipv6])), (0, 0, 1));
+    }
+
+    #[test]
+    fn a_strict_rp_filter_is_named_on_uplinks_that_no_route_leads_back_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |all: u8, wan2: u8, default: Option<&str>| {
+            for (name, value) in [("all", all), ("wan", 1), ("wan2", wan2)] {
+                let conf = directory.path().join("conf").join(name);
+                fs::create_dir_all(&conf).unwrap();
+                fs::write(conf.join("rp_filter"), format!("{value}\n")).unwrap();
+            }
+            let external = vec!["wan".into(), "wan2".into(), "gone".into()];
+            let settings = Settings { external, internal: vec!["lan".into()] };
+            let said = of_reverse_paths(directory.path(), &settings, default);
+            said.iter().map(|line| line.rsplit_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>()
+        };
+        let cures = |names: &[&str]| {
+            names.iter().map(|it| format!("net/ipv4/conf/{it}/rp_filter=2")).collect::<Vec<_>>()
+        };
+        assert_eq!(said(0, 1, Some("wan")), cures(&["wan2"]));
+        assert_eq!(said(1, 0, Some("wan")), cures(&["wan2", "gone"]));
+        assert_eq!(said(1, 2, Some("wan")), cures(&["gone"]));
+        assert_eq!(said(0, 1, Some("wan2")), cures(&["wan"]));
+        assert_eq!(said(1, 1, None), cures(&[]));
     }
 
     #[test]

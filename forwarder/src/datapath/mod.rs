@@ -25,6 +25,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Of the store whose rules are served: pinned maps of another store are not adopted.
     pub store_id: u64,
+    /// The bit of `skb->mark` that what goes through the host's stack carries.
+    pub mark: u32,
     pub timeouts: Timeouts,
     pub tables: TableSizes,
 }
@@ -177,7 +179,7 @@ pub struct ReasonCount {
     /// `xdp`, `tc-ingress` or `tc-egress`.
     pub path: String,
     pub reason: String,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `hold` or `drop`.
     pub verdict: String,
     #[serde(flatten)]
     pub count: Count,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
-    address::AddressAttribute,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAttribute, RouteType},
 };
@@ -136,18 +136,7 @@ async fn read(handle: &Handle) -> Result<Network> {
         else {
             continue;
         };
-        // Of a point-to-point address LOCAL is the interface's own, ADDRESS the peer's.
-        let own = address.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(own) => Some(*own),
-            _ => None,
-        });
-        let own = own.or_else(|| {
-            address.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(own) => Some(*own),
-                _ => None,
-            })
-        });
-        interface.addresses.extend(own);
+        add_address(interface, &address);
     }
 
     let indices: Vec<u32> = interfaces.iter().map(|interface| interface.index).collect();
@@ -159,6 +148,42 @@ async fn read(handle: &Handle) -> Result<Network> {
     Ok(Network { interfaces })
 }
 
+fn add_address(interface: &mut Interface, address: &AddressMessage) {
+    let flags = flags(address);
+    // Whoever may use it before it is known to be its own (optimistic DAD) has it.
+    let tentative = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    if tentative || flags.contains(AddressFlags::Dadfailed) {
+        return;
+    }
+    // Of a point-to-point address LOCAL is the interface's own, ADDRESS the peer's.
+    let local = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(own) => Some(*own),
+        _ => None,
+    });
+    let Some(own) = local.or_else(|| {
+        address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(own) => Some(*own),
+            _ => None,
+        })
+    }) else {
+        return;
+    };
+    interface.addresses.push(own);
+    // The same bit means "secondary" for IPv4.
+    if own.is_ipv6() && flags.contains(AddressFlags::Secondary) {
+        interface.temporary.push(own);
+    }
+}
+
+/// The attribute has all flags, the header only those of the first eight bits.
+fn flags(address: &AddressMessage) -> AddressFlags {
+    let whole = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    whole.unwrap_or_else(|| AddressFlags::from_bits_retain(address.header.flags.bits().into()))
+}
+
 fn interface(link: LinkMessage) -> Option<Interface> {
     let mut interface = Interface {
         index: link.header.index,
@@ -167,6 +192,7 @@ fn interface(link: LinkMessage) -> Option<Interface> {
         mtu: 0,
         kind: None,
         addresses: Vec::new(),
+        temporary: Vec::new(),
         sends_for_xdp: None,
     };
     for attribute in link.attributes {

@@ -71,12 +71,16 @@ impl<'de> Deserialize<'de> for AllowList {
 }
 
 fn network(text: &str) -> Result<IpNet, Invalid> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(address.into());
-    }
-    let Ok(network) = text.parse::<IpNet>() else {
+    let parsed = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>());
+    let Ok(network) = parsed else {
         refuse!("allow {} is not a network: write it as 198.51.100.0/24 or 198.51.100.7", quoted(text));
     };
+    if let IpNet::V6(v6) = network
+        && v6.prefix_len() >= 96
+        && let Some(ipv4) = v6.addr().to_ipv4_mapped()
+    {
+        refuse!("allow {network} is IPv4 in the notation of IPv6: write {ipv4}/{}", v6.prefix_len() - 96);
+    }
     // Bits behind the prefix are most likely a slip, and a slip here lets strangers in.
     if network.trunc() != network {
         refuse!("allow {network} has address bits behind its prefix: write {}", network.trunc());
@@ -123,6 +127,12 @@ mod tests {
         }
         let error = AllowList::parse(["10.0.0.1/8"]).unwrap_err().to_string();
         assert!(error.ends_with("write 10.0.0.0/8"), "{error}");
+        for (text, instead) in
+            [("::ffff:192.0.2.1", "192.0.2.1/32"), ("::ffff:192.0.2.0/120", "192.0.2.0/24")]
+        {
+            let error = AllowList::parse([text]).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("write {instead}")), "{error}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct External {
     pub ports: PortRange,
 }
 
-/// Where a rule leads: `10.0.0.10:80`.
+/// Where a rule leads: `10.0.0.10:80`, `[fd00::10]:80`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     pub address: IpAddr,
@@ -101,6 +101,12 @@ fn split<'a>(text: &'a str, what: &str, example: &str) -> Result<(&'a str, PortR
 /// The address that `host` is, or nothing where it may be a name.
 fn address(host: &str) -> Result<Option<IpAddr>, Invalid> {
     if let Some(inner) = host.strip_prefix('[') {
+        if inner.contains('%') {
+            refuse!(
+                "{} names a link: give a global or unique local address, as [2001:db8::1]:443",
+                quoted(host)
+            );
+        }
         return match inner.strip_suffix(']').map(str::parse::<Ipv6Addr>) {
             Some(Ok(address)) => Ok(Some(address.into())),
             _ => {
@@ -157,6 +163,7 @@ mod tests {
             "[2001:db8::1]",
             "[2001:db8::1:443",
             "[10.0.0.1]:80",
+            "[fe80::1%wan]:80",
             "a b:80",
             "a/b:80",
             "sixteen-letters-x:80",

@@ -2,6 +2,7 @@
 
 mod allow;
 mod endpoint;
+mod family;
 mod invalid;
 mod lifetime;
 mod ports;
@@ -20,6 +21,7 @@ use crate::datapath::Epoch;
 
 pub use allow::AllowList;
 pub use endpoint::{External, Place, Target, check_interface_name};
+pub use family::Family;
 pub use invalid::{Invalid, quoted};
 pub use lifetime::{Lifetime, now, parse_duration};
 pub use ports::PortRange;
@@ -57,7 +59,7 @@ impl Rule {
 
     /// Whether it would be reached elsewhere with this spec.
     pub fn moves_to(&self, spec: &Spec) -> bool {
-        let place = |spec: &Spec| (spec.external.clone(), spec.protocol, spec.dmz);
+        let place = |spec: &Spec| (spec.external.clone(), spec.protocol, spec.family(), spec.dmz);
         place(&self.spec) != place(spec)
     }
 }

@@ -1,12 +1,12 @@
 //! What a user asks of a rule, and whether it can be had.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use jiff::civil::Date;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::{Invalid, quoted, refuse};
-use super::{AllowList, External, Lifetime, Place, PortRange, Protocol, Target, text};
+use super::{AllowList, External, Family, Lifetime, Place, PortRange, Protocol, Target, text};
 
 /// Which way the packets of a rule take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,7 +218,12 @@ impl Request {
         if self.replace {
             refuse!("replace belongs to adding a rule: leave it out of a change");
         }
-        self.apply(spec)
+        let changed = self.apply(spec)?;
+        if changed.family() != spec.family() {
+            let (old, target) = (spec.family(), changed.target);
+            refuse!("the rule is one of {old} and target {target} is not: add another rule for it");
+        }
+        Ok(changed)
     }
 
     fn apply(&self, spec: &Spec) -> Result<Spec, Invalid> {
@@ -261,6 +266,10 @@ pub fn parse_date(text: &str) -> Result<Date, Invalid> {
 }
 
 impl Spec {
+    pub fn family(&self) -> Family {
+        Family::of(self.target.address)
+    }
+
     /// Refuses what can be known to be wrong from the rule alone.
     pub fn check(&self) -> Result<(), Invalid> {
         self.name.as_deref().map_or(Ok(()), text::check_name)?;
@@ -300,9 +309,9 @@ impl Spec {
     /// A list without a network of the rule's family would let nobody in.
     fn check_allow(&self) -> Result<(), Invalid> {
         let networks = self.allow.networks();
-        let ipv4 = self.target.address.is_ipv4();
-        if !networks.is_empty() && networks.iter().all(|network| network.addr().is_ipv4() != ipv4) {
-            let (family, example) = if ipv4 { ("IPv4", "0.0.0.0/0") } else { ("IPv6", "::/0") };
+        let family = self.family();
+        if !networks.is_empty() && !networks.iter().any(|network| family.has(network.addr())) {
+            let example = if family == Family::Ipv4 { "0.0.0.0/0" } else { "::/0" };
             refuse!(
                 "the allow list has no {family} network, so nobody could use this rule: add one, as {example}, or write any"
             );
@@ -313,14 +322,11 @@ impl Spec {
     fn check_families(&self) -> Result<(), Invalid> {
         let target = self.target.address;
         match self.external.place {
-            Place::Address(external) if external.is_ipv4() != target.is_ipv4() => {
-                refuse!("external {external} and target {target} are not both IPv4: give both of one family")
-            }
-            Place::Address(IpAddr::V6(external)) => {
-                refuse!("IPv6 is not forwarded yet: give an IPv4 address instead of {external}")
-            }
-            Place::Interface(_) if target.is_ipv6() => {
-                refuse!("IPv6 is not forwarded yet: give an IPv4 address instead of {target}")
+            Place::Address(external) if !self.family().has(external) => {
+                let (outside, inside) = (Family::of(external), self.family());
+                refuse!(
+                    "external {external} is {outside} and target {target} is {inside}: give both of one family"
+                )
             }
             _ => Ok(()),
         }
@@ -336,6 +342,9 @@ impl Spec {
 }
 
 fn check_unicast(what: &str, address: IpAddr) -> Result<(), Invalid> {
+    if let IpAddr::V6(v6) = address {
+        check_ipv6(what, v6)?;
+    }
     let kind = match address {
         _ if address.is_loopback() => "a loopback",
         _ if address.is_multicast() => "a multicast",
@@ -345,6 +354,18 @@ fn check_unicast(what: &str, address: IpAddr) -> Result<(), Invalid> {
         _ => return Ok(()),
     };
     refuse!("{what} {address} is {kind} address: give the address of one host")
+}
+
+fn check_ipv6(what: &str, address: Ipv6Addr) -> Result<(), Invalid> {
+    if let Some(ipv4) = address.to_ipv4_mapped() {
+        refuse!("{what} {address} is an IPv4 address in the notation of IPv6: write it as {ipv4}");
+    }
+    if address.is_unicast_link_local() {
+        refuse!(
+            "{what} {address} is a link-local address, which is of one link only: give a global or unique local one"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -392,11 +413,47 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_refused_by_name() {
+    fn external_and_target_are_of_one_family() {
         assert!(refusal("203.0.113.10:80", "[2001:db8::1]:80").contains("one family"));
         assert!(refusal("[2001:db8::1]:80", "10.0.0.10:80").contains("one family"));
-        assert!(refusal("[2001:db8::1]:80", "[2001:db8::2]:80").contains("IPv6 is not forwarded yet"));
-        assert!(refusal("wan:80", "[2001:db8::2]:80").contains("IPv6 is not forwarded yet"));
+    }
+
+    #[test]
+    fn a_rule_has_the_family_of_its_target() {
+        for (external, target, family) in [
+            ("203.0.113.10:80", "10.0.0.10:80", Family::Ipv4),
+            ("wan:80", "10.0.0.10:80", Family::Ipv4),
+            ("[2001:db8::1]:80", "[fd00::10]:80", Family::Ipv6),
+            ("wan:80", "[fd00::10]:80", Family::Ipv6),
+        ] {
+            assert_eq!(request(external, target).new_spec().unwrap().family(), family, "{external}");
+        }
+    }
+
+    #[test]
+    fn ipv6_addresses_that_are_no_single_host_are_refused() {
+        for (bad, word) in [
+            ("::", "unspecified"),
+            ("::1", "loopback"),
+            ("ff02::1", "multicast"),
+            ("fe80::1", "link-local"),
+            ("::ffff:192.0.2.1", "write it as 192.0.2.1"),
+        ] {
+            let target = refusal("[2001:db8::1]:80", &format!("[{bad}]:80"));
+            assert!(target.starts_with("target") && target.contains(word), "{target}");
+            let external = refusal(&format!("[{bad}]:80"), "[fd00::10]:80");
+            assert!(external.starts_with("external") && external.contains(word), "{external}");
+        }
+    }
+
+    #[test]
+    fn a_change_keeps_the_family() {
+        for (old, new) in [("10.0.0.10:80", "[fd00::10]:80"), ("[fd00::10]:80", "10.0.0.10:80")] {
+            let spec = request("wan:80", old).new_spec().unwrap();
+            let change = Request { target: Some(new.parse().unwrap()), ..Request::default() };
+            let error = change.changed_spec(&spec).unwrap_err().to_string();
+            assert!(error.contains("add another rule"), "{error}");
+        }
     }
 
     #[test]
@@ -441,6 +498,10 @@ mod tests {
         };
         assert!(allowing(&["::/0"]).new_spec().unwrap_err().to_string().contains("no IPv4 network"));
         assert!(allowing(&["::/0", "192.0.2.0/24"]).new_spec().is_ok());
+        let for_ipv6 =
+            |networks| Request { target: Some("[fd00::10]:80".parse().unwrap()), ..allowing(networks) };
+        assert!(for_ipv6(&["0.0.0.0/0"]).new_spec().unwrap_err().to_string().contains("no IPv6 network"));
+        assert!(for_ipv6(&["2001:db8::/32", "192.0.2.0/24"]).new_spec().is_ok());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use forwarder_common::{
     address::{Address, Ipv4, Ipv6},
     family::Family,
     flow::{Flow, FlowKey, Side},
-    fragment::{FragmentKey, Train},
+    fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{Count, Hook, Interface, REASON_COUNTERS, RuleCounters, Settings, reason_index},
     model::{
         Counts, Tables,
@@ -38,6 +38,7 @@ struct Maps<A: Address> {
     flows: HashMap<MapData, FlowKey<A>, Flow<A>>,
     half_open: HashMap<MapData, FlowKey<A>, Flow<A>>,
     trains: HashMap<MapData, FragmentKey<A>, Train>,
+    held: HashMap<MapData, HeldKey<A>, Held>,
 }
 
 impl<A: Address> Maps<A> {
@@ -47,6 +48,7 @@ impl<A: Address> Maps<A> {
             flows: map("FLOWS").try_into().unwrap(),
             half_open: map("HALF_OPEN").try_into().unwrap(),
             trains: map("FRAGMENTS").try_into().unwrap(),
+            held: map("HELD").try_into().unwrap(),
         }
     }
 
@@ -60,6 +62,10 @@ impl<A: Address> Maps<A> {
         let trains: Vec<_> = self.trains.keys().collect::<Result<_, _>>().unwrap();
         for key in trains {
             self.trains.remove(&key).unwrap();
+        }
+        let held: Vec<_> = self.held.keys().collect::<Result<_, _>>().unwrap();
+        for key in held {
+            self.held.remove(&key).unwrap();
         }
     }
 }
@@ -96,6 +102,7 @@ pub struct Kernel {
     ipv6: Maps<Ipv6>,
     sessions: HashMap<MapData, SessionsKey, i64>,
     due: Array<MapData, u64>,
+    host_sessions: HashMap<MapData, FlowKey<Ipv6>, u64>,
     reasons: PerCpuArray<MapData, Count>,
     rules: PerCpuArray<MapData, RuleCounters>,
 }
@@ -133,10 +140,10 @@ impl Kernel {
                 map.insert(&lpm_trie::Key::new(bits, key), 1, 0).unwrap();
             }
         }
-        let mut map: HashMap<_, Ipv6, u8> = ebpf.map_mut("OWN").unwrap().try_into().unwrap();
-        for address in &machine.own {
-            map.insert(address.mapped(), 1, 0).unwrap();
-            map.insert(Ipv6::new(twin(address.bytes())), 1, 0).unwrap();
+        let mut map: HashMap<_, Ipv6, u8> = ebpf.map_mut("ROLES").unwrap().try_into().unwrap();
+        for (address, roles) in &machine.roles {
+            map.insert(address.mapped(), roles, 0).unwrap();
+            map.insert(Ipv6::new(twin(address.bytes())), roles, 0).unwrap();
         }
         let bind = |port| {
             let address = ("::", port);
@@ -149,6 +156,7 @@ impl Kernel {
             due: ebpf.take_map("DUE").unwrap().try_into().unwrap(),
             ipv4: Maps::take(&mut ebpf, ""),
             ipv6: Maps::take(&mut ebpf, "_IPV6"),
+            host_sessions: ebpf.take_map("HOST_SESSIONS").unwrap().try_into().unwrap(),
             reasons: ebpf.take_map("REASON_COUNTERS").unwrap().try_into().unwrap(),
             rules: ebpf.take_map("RULE_COUNTERS").unwrap().try_into().unwrap(),
             host,
@@ -178,6 +186,10 @@ impl Kernel {
         let counts: Vec<_> = self.sessions.keys().collect::<Result<_, _>>().unwrap();
         for key in counts {
             self.sessions.remove(&key).unwrap();
+        }
+        let sessions: Vec<_> = self.host_sessions.keys().collect::<Result<_, _>>().unwrap();
+        for key in sessions {
+            self.host_sessions.remove(&key).unwrap();
         }
         let cpus = aya::util::nr_cpus().unwrap();
         for index in 0..REASON_COUNTERS as u32 {
@@ -310,9 +322,9 @@ pub fn verdict(hook: Hook, outcome: Outcome) -> u32 {
     const TC: [u32; 3] = [u32::MAX, 2, 7];
     let [pass, drop, redirect] = if hook == Hook::Xdp { XDP } else { TC };
     match outcome {
-        Outcome::Pass => pass,
-        Outcome::Drop => drop,
-        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } => redirect,
+        Outcome::Pass | Outcome::PassMarked => pass,
+        Outcome::Drop | Outcome::Hold => drop,
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } | Outcome::Release => redirect,
         Outcome::Continue => 0,
     }
 }
@@ -369,9 +381,17 @@ fn load() -> anyhow::Result<Ebpf> {
     for map in ["RULES", "PROBES", "RULE_COUNTERS", "DUE"] {
         loader.map_max_entries(map, RULES);
     }
-    for map in
-        ["PORTS", "ALLOW", "FLOWS", "HALF_OPEN", "FLOWS_IPV6", "HALF_OPEN_IPV6", "SESSIONS", "CORRECTIONS"]
-    {
+    for map in [
+        "PORTS",
+        "ROLES",
+        "ALLOW",
+        "FLOWS",
+        "HALF_OPEN",
+        "FLOWS_IPV6",
+        "HALF_OPEN_IPV6",
+        "SESSIONS",
+        "CORRECTIONS",
+    ] {
         loader.map_max_entries(map, 1 << 16);
     }
     let mut ebpf = loader.load(object())?;

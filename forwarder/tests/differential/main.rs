@@ -63,7 +63,7 @@ fn programs_stay_within_their_verifier_budget() {
 
 fn compare(hook: Hook, flags: u8) {
     let mut kernel = Kernel::new(flags);
-    let (mut rounds, mut seed, mut reasons) = (0, 0, Counts::default());
+    let (mut rounds, mut seed, mut reasons, mut releases) = (0, 0, Counts::default(), 0);
     while rounds < ROUNDS {
         seed += 1;
         assert!(
@@ -73,7 +73,9 @@ fn compare(hook: Hook, flags: u8) {
         let start = Instant::now();
         let compared = round(&mut kernel, hook, seed);
         if start.elapsed() < ROUND_LIMIT {
-            let counts = compared.unwrap_or_else(|difference| panic!("{hook:?}, round {seed}: {difference}"));
+            let (counts, released) =
+                compared.unwrap_or_else(|difference| panic!("{hook:?}, round {seed}: {difference}"));
+            releases += released;
             for (reason, count) in counts.reasons {
                 reasons.reasons.entry(reason).or_default().0 += count.0;
             }
@@ -88,6 +90,7 @@ fn compare(hook: Hook, flags: u8) {
             reasons.reasons
         );
     }
+    assert_eq!(releases > 0, hook != Hook::Xdp, "{releases} fragments were released");
 }
 
 fn must_occur(hook: Hook, flags: u8) -> &'static [Reason] {
@@ -102,13 +105,16 @@ fn must_occur(hook: Hook, flags: u8) -> &'static [Reason] {
             Reason::SourceLimit,
             Reason::RateLimit,
         ],
-        Hook::TcIngress => &[Reason::Forwarded, Reason::Resolving, Reason::TooBig, Reason::TranslatedForHost],
+        Hook::TcIngress => {
+            &[Reason::Forwarded, Reason::Resolving, Reason::TooBig, Reason::TranslatedForHost, Reason::Held]
+        }
         Hook::TcEgress => &[Reason::TranslatedAtEgress],
     }
 }
 
-/// One round from empty tables. The error tells the first difference.
-fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<Counts, String> {
+/// One round from empty tables: what it counted, and how many fragments were released. The error tells the
+/// first difference.
+fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<(Counts, usize), String> {
     let mut random = Random::new(seed);
     let router = kernel.router();
     let machine = router.machine();
@@ -116,7 +122,7 @@ fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<Counts, String> {
         ipv4: Tables { capacity: 1 << 16, ..Tables::default() },
         ipv6: Tables { capacity: 1 << 16, ..Tables::default() },
     };
-    let mut counts = Counts::default();
+    let (mut counts, mut released) = (Counts::default(), 0);
     kernel.clear();
     for step in 0..ROUND {
         // Flows for the egress program are made by the one at ingress.
@@ -126,6 +132,7 @@ fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<Counts, String> {
             false => random.shot(&router, here, &flows.ipv6),
         };
         let (outcome, bytes) = on_host(here, &shot, &router, &machine, &mut flows, &mut counts);
+        released += usize::from(outcome == Outcome::Release);
         let Some((verdict, kernel_bytes)) = kernel.run(here, &shot) else {
             return Err(format!("step {step}: the kernel refuses to run {shot:02x?}"));
         };
@@ -140,7 +147,7 @@ fn round(kernel: &mut Kernel, hook: Hook, seed: u64) -> Result<Counts, String> {
     kernel.compare_flows(&flows.ipv4)?;
     kernel.compare_flows(&flows.ipv6)?;
     kernel.compare_counts(hook, &counts)?;
-    Ok(counts)
+    Ok((counts, released))
 }
 
 /// The flows of both families.

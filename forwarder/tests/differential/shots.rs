@@ -43,16 +43,20 @@ fn keys<A: Family>(flows: &Tables<A>, direction: u8) -> Vec<FlowKey<A>> {
 }
 
 /// splitmix64: small, and the same everywhere.
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    /// Of the packet that was cut up last, what has not been sent.
+    pieces: Vec<Shot>,
+}
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), pieces: Vec::new() }
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
@@ -76,6 +80,10 @@ impl Random {
 
     /// The next frame, with a mind to the flows that there are.
     pub fn shot<A: Family>(&mut self, router: &Router, hook: Hook, flows: &Tables<A>) -> Shot {
+        if !self.pieces.is_empty() && self.chance(2) {
+            let at = self.below(self.pieces.len());
+            return self.pieces.swap_remove(at);
+        }
         let side = if hook == Hook::TcEgress || self.chance(2) { Side::Internal } else { Side::External };
         let mut spec = match side {
             Side::External => self.inward(router, flows),
@@ -87,7 +95,7 @@ impl Random {
         }
         let mut bytes = if self.chance(6) { self.error(router, side, flows, &spec) } else { spec.bytes() };
         if self.chance(10) {
-            bytes = self.fragment(&bytes);
+            bytes = self.fragment(side, &bytes);
         }
         if self.chance(12) {
             // BPF_PROG_TEST_RUN wants an Ethernet header at least, of an skb also that of IP.
@@ -151,12 +159,15 @@ impl Random {
         spec
     }
 
-    /// One of its fragments, or what only says that it is one.
-    fn fragment(&mut self, frame: &[u8]) -> Vec<u8> {
+    /// One of its fragments, or what only says that it is one. Others follow.
+    fn fragment(&mut self, side: Side, frame: &[u8]) -> Vec<u8> {
         let length = self.pick(&[8, 16, 24, 40]);
         let mut pieces = fragmented(frame, length);
         let at = self.pick(&[0, 0, 0, 1, 1, 2]).min(pieces.len() - 1);
-        pieces.swap_remove(at)
+        let piece = pieces.swap_remove(at);
+        pieces.truncate(4);
+        self.pieces = pieces.into_iter().map(|bytes| Shot { side, bytes }).collect();
+        piece
     }
 
     /// An ICMP error that arrives on `side`, about a packet of some flow, or about `spec`.
@@ -178,7 +189,7 @@ impl Random {
             about.dst = (original(tuple.dst), tuple.dst_port.number());
         }
         let quoted = &about.bytes()[14..];
-        let length = self.pick(&[28, 48, 60, quoted.len(), self.0 as usize % 64]).min(quoted.len());
+        let length = self.pick(&[28, 48, 60, quoted.len(), self.state as usize % 64]).min(quoted.len());
         let hop = self.pick(&[NOWHERE, NOWHERE, SERVER, W, GATEWAY]);
         let mut error = ErrorSpec::new(router, side, hop, about.src.0, &quoted[..length]);
         error.ipv6 = about.ipv6.is_some();

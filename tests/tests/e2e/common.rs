@@ -6,7 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use testbed::{DEADLINE, Frame, Host, Packet, RawSocket, TcpFields, Testbed, TestbedBuilder, udp_ask};
+use testbed::{
+    DEADLINE, Family, Frame, Host, Packet, RawSocket, TcpFields, Testbed, TestbedBuilder, udp_ask,
+};
+
+// Addresses are written as those of IPv4, also where they stand for their twins of IPv6 (see `Family::of`).
 
 /// The mapped address of most tests, and what it leads to.
 pub const W8080: &str = "203.0.113.1:8080";
@@ -15,6 +19,9 @@ pub const TARGET: &str = "10.0.0.10:80";
 /// Where most raw packets come from: somewhere on the internet behind the client, so that no
 /// network stack answers to what comes back.
 pub const STRANGER: &str = "192.0.2.7:4000";
+
+/// Any port of any address.
+pub const ANY: &str = "0.0.0.0:0";
 
 /// Two servers on one network.
 pub fn two_servers() -> TestbedBuilder {
@@ -31,35 +38,66 @@ macro_rules! for_each_datapath {
         mod $name {
             use super::*;
 
-            fn check($bed: &mut Testbed) $body
-
             fn run(datapath: testbed::Datapath) {
-                let mut bed = $builder.datapath(datapath).start().unwrap();
-                check(&mut bed);
-                $crate::common::assert_no_other_path(&bed, datapath);
+                $crate::common::run($builder.datapath(datapath), |$bed: &mut Testbed| $body);
             }
 
-            #[test]
-            fn tc() {
-                run(testbed::Datapath::Tc);
+            tests_of_datapaths! { run }
+        }
+    };
+}
+
+/// Makes one test of each data path and family.
+macro_rules! for_each_family {
+    ($(#[$doc:meta])* fn $name:ident($bed:ident = $builder:expr) $body:block) => {
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            fn run(datapath: testbed::Datapath, family: testbed::Family) {
+                $crate::common::run($builder.datapath(datapath).family(family), |$bed: &mut Testbed| $body);
             }
 
-            #[test]
-            fn xdp_generic() {
-                run(testbed::Datapath::GenericXdp);
+            mod ipv4 {
+                tests_of_datapaths! { super::run, testbed::Family::Ipv4 }
             }
 
-            #[test]
-            fn xdp() {
-                run(testbed::Datapath::NativeXdp);
+            mod ipv6 {
+                tests_of_datapaths! { super::run, testbed::Family::Ipv6 }
             }
         }
     };
 }
 
+macro_rules! tests_of_datapaths {
+    ($run:path $(, $family:expr)?) => {
+        #[test]
+        fn tc() {
+            $run(testbed::Datapath::Tc $(, $family)?);
+        }
+
+        #[test]
+        fn xdp_generic() {
+            $run(testbed::Datapath::GenericXdp $(, $family)?);
+        }
+
+        #[test]
+        fn xdp() {
+            $run(testbed::Datapath::NativeXdp $(, $family)?);
+        }
+    };
+}
+
+/// Starts the bed, checks it, and sees that only its own data path has done it.
+pub fn run(builder: TestbedBuilder, check: fn(&mut Testbed)) {
+    let mut bed = builder.start().unwrap();
+    check(&mut bed);
+    assert_no_other_path(&bed);
+}
+
 /// TC alone means alone: XDP has seen nothing.
-pub fn assert_no_other_path(bed: &Testbed, datapath: testbed::Datapath) {
-    if datapath == testbed::Datapath::Tc {
+fn assert_no_other_path(bed: &Testbed) {
+    if bed.daemon.options.datapath == Some(testbed::Datapath::Tc) {
         let stats = bed.stats().unwrap();
         for verdict in ["forward", "pass", "drop"] {
             assert_eq!(stats.verdict("xdp", verdict), 0, "{stats}");
@@ -81,6 +119,7 @@ pub fn assert_carried(bed: &Testbed) {
 
 /// `forwarderctl add`, with its arguments as one typed them; returns the rule.
 pub fn add(bed: &Testbed, arguments: &str) -> Value {
+    let arguments = bed.ip(arguments);
     let arguments: Vec<&str> = ["add"].into_iter().chain(arguments.split_whitespace()).collect();
     bed.ctl_json(&arguments).unwrap()
 }
@@ -120,21 +159,40 @@ pub fn answers(socket: &UdpSocket, to: &str) -> bool {
     }
 }
 
-/// Keeps a host's stack from answering to the packets that it gets from afar; raw frames still leave it.
+/// Keeps a host's stack from answering to packets from afar, or for others; raw frames still leave it.
 pub fn mute(host: &Host) {
-    host.ip("route replace blackhole default").unwrap();
+    host.ip("route replace blackhole 0.0.0.0/0\nroute replace blackhole ::/0").unwrap();
+}
+
+/// Makes a host say its new hardware address to everybody, as whoever takes an address over does
+/// (gratuitous ARP, RFC 5227 section 3; unsolicited advertisements, RFC 4861 section 7.2.6).
+pub fn announces_itself(host: &Host) {
+    host.sysctl("net.ipv4.conf.eth0.arp_notify", "1").unwrap();
+    host.sysctl("net.ipv6.conf.eth0.ndisc_notify", "1").unwrap();
+}
+
+/// The type and code of the error that says that the TTL has come to its end.
+pub fn time_exceeded(bed: &Testbed) -> (u8, u8) {
+    match bed.family {
+        Family::Ipv4 => (11, 0),
+        Family::Ipv6 => (3, 0),
+    }
 }
 
 /// The cables at both ends of a mapping: raw frames are all that goes in and out there.
 pub struct Ends {
     pub client: RawSocket,
     pub server: RawSocket,
+    family: Family,
 }
 
 impl Ends {
     pub fn new(bed: &Testbed) -> Self {
+        // A host that does not forward says so of IPv6 packets: the internet behind it would not.
         mute(bed.server());
-        Self { client: bed.wire("203.0.113.2").unwrap(), server: bed.wire("10.0.0.10").unwrap() }
+        mute(&bed.client);
+        let (client, server) = (bed.wire("203.0.113.2").unwrap(), bed.wire("10.0.0.10").unwrap());
+        Self { client, server, family: bed.family }
     }
 
     /// What arrives at the server of what the client sends.
@@ -166,7 +224,8 @@ impl Ends {
         for frame in frames {
             self.client.send_bytes(frame).unwrap();
         }
-        let last = Frame::udp("192.0.2.200:9999", W8080, b"the last one");
+        let of = |text| self.family.of(text);
+        let last = Frame::udp(&of("192.0.2.200:9999"), &of(W8080), b"the last one");
         self.client.send(&last).unwrap();
         let before = self.server.receive_until(DEADLINE, |packet| packet.payload == last.payload).unwrap();
         // Several CPUs may have them in hand: the last one may have overtaken others.
@@ -183,12 +242,16 @@ impl Ends {
 
     /// A TCP segment of the stranger to the mapping, as it arrives.
     pub fn segment_in(&self, flags: u8, sequence: u32, acknowledgment: u32) -> Packet {
-        self.inward(&Frame::tcp(STRANGER, W8080, TcpFields::new(flags, sequence, acknowledgment), b""))
+        self.inward(&self.segment(STRANGER, W8080, TcpFields::new(flags, sequence, acknowledgment)))
     }
 
     /// A TCP segment of the target to the stranger, as it arrives.
     pub fn segment_out(&self, flags: u8, sequence: u32, acknowledgment: u32) -> Packet {
-        self.outward(&Frame::tcp(TARGET, STRANGER, TcpFields::new(flags, sequence, acknowledgment), b""))
+        self.outward(&self.segment(TARGET, STRANGER, TcpFields::new(flags, sequence, acknowledgment)))
+    }
+
+    fn segment(&self, from: &str, to: &str, tcp: TcpFields) -> Frame {
+        Frame::tcp(&self.family.of(from), &self.family.of(to), tcp, b"")
     }
 
     /// A TCP connection of the stranger: the client stands at 101, the server at 501.

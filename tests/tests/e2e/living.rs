@@ -1,6 +1,7 @@
 //! The controller's own life: starts, crashes, neighbours on the machine.
 
 use std::io::{Read, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,9 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
+use etherparse::{Icmpv6Type, PacketBuilder};
 use serde_json::Value;
 use testbed::{
-    DEADLINE, Daemon, Datapath, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket, wait_until,
+    DEADLINE, Daemon, Datapath, Family, TcpServer, Testbed, UdpServer, connect, udp_ask, udp_socket,
+    wait_until,
 };
 
 use crate::common::*;
@@ -48,25 +51,25 @@ fn kept(bed: &Testbed) -> (Vec<Value>, Vec<Value>) {
     (rules(bed), flows)
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 35.
     fn a_killed_controller_is_missed_by_no_packet(bed = Testbed::builder()) {
         add(bed, "tcp+udp 203.0.113.1:8080 10.0.0.10:80 --name web --owner me --lifetime 1h");
-        let _tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
-        let _udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-        let client = bed.client.clone();
+        let _tcp = TcpServer::echo(bed.server(), &bed.ip(TARGET)).unwrap();
+        let _udp = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        let (client, any, mapped) = (bed.client.clone(), bed.ip(ANY), bed.ip(W8080));
         let stop = AtomicBool::new(false);
         let asked = AtomicU64::new(0);
         let traffic = thread::scope(|scope| {
             let datagrams = scope.spawn(|| {
-                let socket = udp_socket(&client, "0.0.0.0:0").unwrap();
+                let socket = udp_socket(&client, &any).unwrap();
                 while !stop.load(Ordering::Relaxed) {
-                    assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "server x");
+                    assert_eq!(udp_ask(&socket, &mapped, "x").unwrap(), "server x");
                     asked.fetch_add(1, Ordering::Relaxed);
                 }
             });
             let stream = scope.spawn(|| {
-                let mut stream = connect(&client, W8080).unwrap();
+                let mut stream = connect(&client, &mapped).unwrap();
                 let mut answer = [0; 1000];
                 while !stop.load(Ordering::Relaxed) {
                     stream.write_all(&[7; 1000]).unwrap();
@@ -84,7 +87,7 @@ for_each_datapath! {
                 bed.daemon.kill();
                 // With nobody there, old flows go on and new ones begin.
                 more(200)?;
-                let mut new = connect(&client, W8080)?;
+                let mut new = connect(&client, &mapped)?;
                 new.write_all(b"new")?;
                 new.read_exact(&mut [0; 3])?;
                 bed.daemon.start()?;
@@ -111,20 +114,20 @@ for_each_datapath! {
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 35.
     fn a_restarted_controller_finds_all_as_it_was(bed = Testbed::builder()) {
-        let _tcp = TcpServer::echo(bed.server(), TARGET).unwrap();
-        let _udp = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
+        let _tcp = TcpServer::echo(bed.server(), &bed.ip(TARGET)).unwrap();
+        let _udp = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
         add(bed, "tcp 203.0.113.1:8080 10.0.0.10:80 --name web --owner me --purpose pages --lifetime 1h");
         add(bed, "udp wan:8080 10.0.0.10:80 --allow 203.0.113.0/24 --review-by 2031-01-02");
         add(bed, "tcp+udp 203.0.113.1:10000-20000 10.0.0.10:10000-20000 --disabled");
-        let mut stream = connect(&bed.client, W8080).unwrap();
+        let mut stream = connect(&bed.client, &bed.ip(W8080)).unwrap();
         stream.write_all(b"before").unwrap();
         stream.read_exact(&mut [0; 6]).unwrap();
-        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
         for _ in 0..3 {
-            udp_ask(&socket, W8080, "x").unwrap();
+            udp_ask(&socket, &bed.ip(W8080), "x").unwrap();
         }
         // The last acknowledgements may still be on their way.
         let mut before = kept(bed);
@@ -148,7 +151,7 @@ for_each_datapath! {
         }
         stream.write_all(b"after").unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
-        udp_ask(&socket, W8080, "x").unwrap();
+        udp_ask(&socket, &bed.ip(W8080), "x").unwrap();
         assert_eq!(flows(bed).len(), 2);
         assert_eq!(
             rules(bed)[0]["counters"]["sessions_total"],
@@ -163,14 +166,14 @@ for_each_datapath! {
 fn a_restart_may_choose_another_data_path() {
     let mut bed = Testbed::builder().datapath(Datapath::NativeXdp).start().unwrap();
     add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
     for datapath in
         [Datapath::Tc, Datapath::GenericXdp, Datapath::NativeXdp, Datapath::GenericXdp, Datapath::Tc]
     {
-        udp_ask(&socket, W8080, "x").unwrap();
+        udp_ask(&socket, &bed.ip(W8080), "x").unwrap();
         bed.daemon.terminate().unwrap();
-        udp_ask(&socket, W8080, "x").unwrap();
+        udp_ask(&socket, &bed.ip(W8080), "x").unwrap();
         bed.daemon.options.datapath = Some(datapath);
         bed.daemon.start().unwrap();
         for name in ["wan", "lan"] {
@@ -185,12 +188,12 @@ fn a_restart_may_choose_another_data_path() {
     }
 }
 
-for_each_datapath! {
+for_each_family! {
     /// Row 36.
     fn detaching_takes_everything_off(bed = Testbed::builder()) {
         add(bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-        let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
         let pins = bed.daemon.options.pin_dir.clone();
         let detach = || {
             bed.router
@@ -200,18 +203,18 @@ for_each_datapath! {
         let pinned = || bed.router.run(|| fs::read_dir(&pins).map_or(0, Iterator::count));
 
         // Twice, the second time with nothing there.
-        assert!(answers(&socket, W8080) && !nothing_attached(bed) && pinned() > 0);
+        assert!(answers(&socket, &bed.ip(W8080)) && !nothing_attached(bed) && pinned() > 0);
         bed.daemon.kill();
-        assert!(answers(&socket, W8080));
+        assert!(answers(&socket, &bed.ip(W8080)));
         for said in ["detached tc-egress from wan", "nothing to take off"] {
             let output = detach();
             assert!(output.contains(said), "{output}");
             assert_eq!(pinned(), 0);
             assert_detached(bed);
         }
-        assert!(!answers(&socket, W8080));
+        assert!(!answers(&socket, &bed.ip(W8080)));
         bed.daemon.start().unwrap();
-        assert!(answers(&socket, W8080), "the rules are still there");
+        assert!(answers(&socket, &bed.ip(W8080)), "the rules are still there");
     }
 }
 
@@ -322,9 +325,9 @@ fn a_foreign_xdp_program_stays_and_tc_carries() {
     assert_eq!((&shown["xdp"], &shown["tc"]), (&"none".into(), &"TCX".into()), "{shown}");
     assert!(shown["why"].as_str().unwrap().contains("XDP"), "{shown}");
     add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
-    assert!(answers(&socket, W8080));
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+    assert!(answers(&socket, &bed.ip(W8080)));
     assert_eq!(xdp_program(&bed.router, "wan"), Some(foreign));
     bed.daemon.kill();
     bed.router.output(testbed::forwarderd(), &["detach", "--pin-dir", "/sys/fs/bpf/forwarder"]).unwrap();
@@ -346,9 +349,9 @@ fn a_foreign_tc_filter_stays() {
     let mut daemon = Daemon::new(&bed.router, bed.daemon.options.clone());
     daemon.start().unwrap();
     daemon.ctl(&["add", "udp", W8080, TARGET]).unwrap();
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
-    assert!(answers(&socket, W8080));
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+    assert!(answers(&socket, &bed.ip(W8080)));
     assert_eq!(filters(), before);
     daemon.kill();
     bed.router.output(testbed::forwarderd(), &["detach", "--pin-dir", "/sys/fs/bpf/forwarder"]).unwrap();
@@ -392,8 +395,8 @@ fn a_second_controller_is_refused() {
 
     assert_eq!(attached(&bed), programs);
     assert!(!bed.router.run(|| fs::exists("/sys/fs/bpf/second")).unwrap(), "the refused leave nothing");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    assert!(answers(&udp_socket(&bed.client, "0.0.0.0:0").unwrap(), W8080));
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    assert!(answers(&udp_socket(&bed.client, &bed.ip(ANY)).unwrap(), W8080));
     bed.ctl(&["list"]).unwrap();
 }
 
@@ -436,14 +439,14 @@ fn where_native_xdp_cannot_be_had_it_says_what_can() {
 fn a_start_that_fails_harms_nothing_that_forwards() {
     let mut bed = Testbed::builder().mtu(9000).datapath(Datapath::Tc).start().unwrap();
     add(&bed, "udp 203.0.113.1:8080 10.0.0.10:80");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
-    assert!(answers(&socket, W8080));
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+    assert!(answers(&socket, &bed.ip(W8080)));
     let programs = attached(&bed);
     bed.daemon.kill();
     bed.daemon.options.datapath = Some(Datapath::NativeXdp);
     refusal(&bed, bed.daemon.command().unwrap());
-    assert!(answers(&socket, W8080));
+    assert!(answers(&socket, &bed.ip(W8080)));
     assert_eq!(attached(&bed), programs);
     bed.daemon.options.datapath = Some(Datapath::Tc);
     bed.daemon.start().unwrap();
@@ -491,8 +494,8 @@ fn an_interface_that_is_not_there_is_waited_for() {
 fn an_interface_that_goes_and_comes_back_carries_again() {
     let bed = Testbed::builder().datapath(Datapath::NativeXdp).start().unwrap();
     add(&bed, "udp wan:8080 10.0.0.10:80");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let ask = || answers(&udp_socket(&bed.client, "0.0.0.0:0").unwrap(), W8080);
+    let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+    let ask = || answers(&udp_socket(&bed.client, &bed.ip(ANY)).unwrap(), W8080);
     assert!(ask());
     bed.router.ip("link del wan").unwrap();
     testbed::veth(
@@ -505,19 +508,82 @@ fn an_interface_that_goes_and_comes_back_carries_again() {
     assert_eq!(interface(&bed, "wan")["xdp"], "native XDP");
 }
 
-/// Row 15: a rule of an interface goes with its addresses.
+for_each_family! {
+    /// Row 15: a rule of an interface goes with its addresses.
+    fn an_interface_rule_follows_the_address_within_a_second(bed = Testbed::builder()) {
+        add(bed, "udp wan:8080 10.0.0.10:80");
+        let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+        assert!(answers(&socket, &bed.ip(W8080)));
+        let lines = "addr del 203.0.113.1/24 dev wan\naddr add 203.0.113.77/24 dev wan";
+        bed.router.ip(&bed.ip(lines)).unwrap();
+        let changed = Instant::now();
+        let moved = bed.ip("203.0.113.77:8080");
+        wait_until("the new address works", DEADLINE, || answers(&socket, &moved)).unwrap();
+        assert!(changed.elapsed() < Duration::from_millis(1500), "after {:?}", changed.elapsed());
+        assert!(flows(bed).iter().all(|flow| flow["external"] == moved), "{:#?}", flows(bed));
+    }
+}
+
+/// Rows 15 and 16: an interface rule of IPv6 has those addresses that others can dial and will find again.
 #[test]
-fn an_interface_rule_follows_the_address_within_a_second() {
-    let bed = Testbed::builder().start().unwrap();
-    add(&bed, "udp wan:8080 10.0.0.10:80");
-    let _server = UdpServer::echo(bed.server(), TARGET, "server").unwrap();
-    let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
-    assert!(answers(&socket, W8080));
-    bed.router.ip("addr del 203.0.113.1/24 dev wan\naddr add 203.0.113.77/24 dev wan").unwrap();
-    let changed = Instant::now();
-    wait_until("the new address works", DEADLINE, || answers(&socket, "203.0.113.77:8080")).unwrap();
-    assert!(changed.elapsed() < Duration::from_millis(1500), "after {:?}", changed.elapsed());
-    assert!(flows(&bed).iter().all(|flow| flow["external"] == "203.0.113.77:8080"), "{:#?}", flows(&bed));
+fn only_lasting_global_addresses_of_an_interface_are_claimed() {
+    let bed = Testbed::builder().family(Family::Ipv6).start().unwrap();
+    let externals = || {
+        let added = add(&bed, "udp wan:8080 10.0.0.10:80");
+        bed.ctl(&["del", "udp", "wan:8080"]).unwrap();
+        added["state"].clone()
+    };
+    assert_eq!(externals(), "active");
+    bed.router.ip("addr flush dev wan scope global").unwrap();
+    wait_until("a link-local address is not enough", DEADLINE, || externals() == "waiting").unwrap();
+
+    // An address that may be somebody else's: the kernel asks for some seconds.
+    bed.router.sysctl("net.ipv6.conf.wan.accept_dad", "1").unwrap();
+    bed.router.sysctl("net.ipv6.conf.wan.dad_transmits", "3").unwrap();
+    bed.router.ip(&bed.ip("addr add 203.0.113.1/24 dev wan")).unwrap();
+    let asked = Instant::now();
+    while asked.elapsed() < Duration::from_secs(1) {
+        assert_eq!(externals(), "waiting", "after {:?}", asked.elapsed());
+        thread::sleep(Duration::from_millis(100));
+    }
+    wait_until("the address is known to be its own", DEADLINE, || externals() == "active").unwrap();
+}
+
+/// A router advertisement (RFC 4861) of this prefix of 64 bits, as a frame from this hardware address.
+fn advertisement(mac: [u8; 6], prefix: Ipv6Addr) -> Vec<u8> {
+    let (source, destination) =
+        ("fe80::99".parse::<Ipv6Addr>().unwrap(), "ff02::1".parse::<Ipv6Addr>().unwrap());
+    // Nothing about the router itself; then the prefix, on this link and for addresses of its hosts, for hours.
+    let mut body = vec![0; 8];
+    body.extend([3, 4, 64, 0xc0, 0, 0, 0x70, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0]);
+    body.extend(prefix.octets());
+    let kind = Icmpv6Type::Unknown { type_u8: 134, code_u8: 0, bytes5to8: [64, 0, 0, 0] };
+    let all_nodes = [0x33, 0x33, 0, 0, 0, 1];
+    let packet = PacketBuilder::ethernet2(mac, all_nodes).ipv6(source.octets(), destination.octets(), 255);
+    let mut frame = Vec::new();
+    packet.icmpv6(kind).write(&mut frame, &body).unwrap();
+    frame
+}
+
+for_each_datapath! {
+    /// Rows 15 and 16: what routers advertise gets through, and the address that the host makes of it is served.
+    fn an_advertised_prefix_is_followed(bed = Testbed::builder().family(Family::Ipv6)) {
+        add(bed, "udp wan:8080 10.0.0.10:80");
+        let _server = UdpServer::echo(bed.server(), &bed.ip(TARGET), "server").unwrap();
+        bed.router.sysctl("net.ipv6.conf.wan.accept_ra", "2").unwrap();
+        bed.client.add_address("eth0", "2001:db8:f::2/64").unwrap();
+        let provider = bed.wire("203.0.113.2").unwrap();
+        let mac = bed.client.mac("eth0").unwrap();
+        provider.send_bytes(&advertisement(mac, "2001:db8:f::".parse().unwrap())).unwrap();
+        let advertised = Instant::now();
+        // The interface's own part of an address (RFC 4291 appendix A).
+        let [a, b, c, d, e, f] = bed.router.mac("wan").unwrap();
+        let own = format!("[2001:db8:f:0:{:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}]:8080", a ^ 2);
+        let socket = udp_socket(&bed.client, &bed.ip(ANY)).unwrap();
+        wait_until("the new address works", DEADLINE, || answers(&socket, &own)).unwrap();
+        assert!(advertised.elapsed() < Duration::from_millis(1500), "after {:?}", advertised.elapsed());
+    }
 }
 
 /// It tells systemd when it is ready.

@@ -44,6 +44,9 @@ const TOOLS: &[Tool] = &[
     Tool { program: "cc", packages: &["gcc", "libc6-dev"] },
     // Makes the networks of the tests and the demo.
     Tool { program: "ip", packages: &["iproute2"] },
+    // The hostile hosts of the tests.
+    Tool { program: "nft", packages: &["nftables"] },
+    Tool { program: "iptables-legacy", packages: &["iptables"] },
     // The client of the demo.
     Tool { program: "curl", packages: &["curl"] },
 ];

@@ -26,6 +26,7 @@ use nix::fcntl::Flock;
 use super::{
     detach_link::detach_link,
     load::{self, TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
+    netfilter,
     owner::{self, Holder},
 };
 use crate::{datapath::Mode, network::Interface};
@@ -389,6 +390,11 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
         );
     }
     let mut done = take_off(pin_dir)?;
+    let other = if done.is_empty() { other_programs() } else { None };
+    // With nothing pinned it is left over, or that other one's.
+    if other.is_none() && netfilter::remove()? {
+        done.push(format!("removed the nftables table {}", netfilter::TABLE));
+    }
     if !done.is_empty() {
         if let Holder::Controller(controller) = holder {
             done.push(format!(
@@ -397,7 +403,7 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
         }
         return Ok(done);
     }
-    if let Some((interface, controller)) = other_programs() {
+    if let Some((interface, controller)) = other {
         bail!(
             "nothing is pinned in {}, but {interface} has programs of {controller}: name its pins with --pin-dir",
             pin_dir.display()

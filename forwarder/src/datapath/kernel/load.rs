@@ -25,6 +25,9 @@ pub const ALLOW_CAPACITY: u32 = 1 << 20;
 /// Entries of the port map, which takes memory only for those in use.
 pub const PORTS_CAPACITY: u32 = 1 << 18;
 
+/// Addresses of the router itself.
+const OWN_CAPACITY: u32 = 4096;
+
 /// The eBPF object that is part of this program.
 pub fn object() -> &'static [u8] {
     OBJECT
@@ -68,6 +71,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         ("SESSIONS", flows.saturating_mul(2)),
         ("CORRECTIONS", flows.saturating_mul(2)),
         ("PORTS", PORTS_CAPACITY),
+        ("ROLES", rules.saturating_mul(2).saturating_add(OWN_CAPACITY)),
         ("ALLOW", ALLOW_CAPACITY),
         ("FLOWS", flows.saturating_mul(2)),
         ("HALF_OPEN", half_open.saturating_mul(2)),
@@ -82,6 +86,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
     let mut ebpf = loader
         .default_map_pin_directory(&maps)
         .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .override_global("MARK", &options.mark, true)
         .load(object())
         .map_err(|error| match permission(&error) {
             true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root"),

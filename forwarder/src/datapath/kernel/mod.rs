@@ -4,13 +4,16 @@ mod attach;
 mod clock;
 mod detach_link;
 mod flows;
+mod host_sessions;
 mod load;
+mod netfilter;
 mod owner;
+mod roles;
 mod rules;
 mod sessions;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
@@ -24,12 +27,14 @@ use aya::{
 use aya_log::EbpfLogger;
 use flows::FlowTables;
 use forwarder_common::{
-    address::Ipv6,
     flow::Side,
     layout::{self, Hook, LAYOUT_VERSION, Settings, UNFINISHED_CHECKSUMS, XDP_TARGET},
     reason::Reason,
 };
+use host_sessions::HostSessions;
 pub use load::object;
+use netfilter::HostFilter;
+use roles::Roles;
 use rules::RuleTables;
 
 use super::{
@@ -46,10 +51,12 @@ pub struct KernelDatapath {
     ports: Vec<ConfiguredPort>,
     settings: Array<MapData, Settings>,
     interfaces: maps::HashMap<MapData, u32, layout::Interface>,
-    own: maps::HashMap<MapData, Ipv6, u8>,
+    roles: Roles,
     reasons: PerCpuArray<MapData, layout::Count>,
     rules: RuleTables,
     flows: FlowTables,
+    host_sessions: HostSessions,
+    host_filter: HostFilter,
     /// The eBPF side's lines, rare ones, on their way into this side's log.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     /// What `INTERFACES` holds.
@@ -106,10 +113,12 @@ impl KernelDatapath {
             ports,
             settings: take(&mut ebpf, load::SETTINGS)?,
             interfaces: take(&mut ebpf, "INTERFACES")?,
-            own: take(&mut ebpf, "OWN")?,
+            roles: Roles::open(&mut ebpf)?,
             reasons: take(&mut ebpf, "REASON_COUNTERS")?,
             rules: RuleTables::open(&mut ebpf)?,
             flows: FlowTables::open(&mut ebpf, options.timeouts)?,
+            host_sessions: HostSessions::open(&mut ebpf)?,
+            host_filter: HostFilter::new(options.mark, &options.external, &options.internal),
             described: BTreeMap::new(),
             detached: false,
             log,
@@ -205,7 +214,7 @@ impl KernelDatapath {
         let indices: BTreeSet<u32> =
             self.ports.iter().filter_map(|port| Some(port.attached.as_ref()?.0)).collect();
         self.pins.retain(&indices);
-        self.write_own(network)?;
+        self.roles.follow_network(network)?;
         self.describe(network)
     }
 
@@ -218,19 +227,6 @@ impl KernelDatapath {
             self.detached = true;
             log::warn!("{TAKEN_OFF}");
         }
-    }
-
-    fn write_own(&mut self, network: &Network) -> Result<()> {
-        let addresses = network.interfaces.iter().flat_map(|interface| &interface.addresses);
-        let wanted: HashSet<Ipv6> = addresses.map(|address| rules::mapped_address(*address)).collect();
-        let there: HashSet<Ipv6> = self.own.keys().collect::<Result<_, _>>()?;
-        for address in wanted.difference(&there) {
-            self.own.insert(address, 1, 0).context("cannot write the router's addresses")?;
-        }
-        for address in there.difference(&wanted) {
-            self.own.remove(address).context("cannot write the router's addresses")?;
-        }
-        Ok(())
     }
 
     /// Writes what the packet path has to know of the interfaces, and starts a new generation of hops.
@@ -275,6 +271,8 @@ fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) 
 impl Datapath for KernelDatapath {
     fn keep(&mut self) {
         self.pins.keep();
+        // Last, so that a start that fails leaves no table.
+        self.host_filter.follow();
     }
 
     fn rule_capacity(&self) -> u32 {
@@ -282,6 +280,8 @@ impl Datapath for KernelDatapath {
     }
 
     fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
+        self.roles.follow_rules(wanted)?;
+        self.host_sessions.spare(wanted);
         self.rules.reconcile(wanted)?;
         if self.rules.take_yielded() {
             self.flows.yield_ports(&self.rules)?;
@@ -300,6 +300,9 @@ impl Datapath for KernelDatapath {
 
     fn collect(&mut self) -> Result<()> {
         self.notice_detached();
+        if !self.detached {
+            self.host_filter.follow();
+        }
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -353,7 +356,7 @@ impl Datapath for KernelDatapath {
     }
 
     fn warnings(&self) -> Vec<String> {
-        if self.detached { vec![TAKEN_OFF.to_owned()] } else { Vec::new() }
+        if self.detached { vec![TAKEN_OFF.to_owned()] } else { self.host_filter.warnings() }
     }
 
     fn interfaces(&self) -> Vec<InterfaceStatus> {
