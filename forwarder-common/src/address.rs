@@ -31,6 +31,10 @@ pub trait Address: Copy + Default + Eq + core::hash::Hash + core::fmt::Debug + '
     /// Its share of a one's complement sum.
     fn sum(self) -> u32;
 
+    /// What stands for all the addresses that one client is given, in the mapped form: of IPv4 the
+    /// address itself, of IPv6 its /64.
+    fn site(self) -> Ipv6;
+
     /// What the replacement of a pair of addresses changes in a checksum that covers both.
     #[inline(always)]
     fn pair_replaced_by(old: (&Self, &Self), new: (&Self, &Self)) -> Delta {
@@ -69,8 +73,8 @@ impl Ipv4 {
 impl Address for Ipv4 {
     const UNSPECIFIED: Self = Self(0);
 
-    type Padding = [u32; 1];
-    const PADDING: Self::Padding = [0];
+    type Padding = [u32; 0];
+    const PADDING: Self::Padding = [];
 
     #[inline(always)]
     fn mapped(self) -> Ipv6 {
@@ -97,6 +101,11 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn sum(self) -> u32 {
         (self.0 & 0xffff) + (self.0 >> 16)
+    }
+
+    #[inline(always)]
+    fn site(self) -> Ipv6 {
+        self.mapped()
     }
 }
 
@@ -159,8 +168,8 @@ impl Ipv6 {
 impl Address for Ipv6 {
     const UNSPECIFIED: Self = Self([0; 4]);
 
-    type Padding = [u32; 0];
-    const PADDING: Self::Padding = [];
+    type Padding = [u32; 1];
+    const PADDING: Self::Padding = [0];
 
     #[inline(always)]
     fn mapped(self) -> Ipv6 {
@@ -192,6 +201,12 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn sum(self) -> u32 {
         crate::checksum::sum(self.0)
+    }
+
+    #[inline(always)]
+    fn site(self) -> Ipv6 {
+        let [first, second, ..] = self.0;
+        Self([first, second, 0, 0])
     }
 
     /// (A function of its own: a BPF program would else keep the sixteen words on its stack until they are

@@ -154,6 +154,8 @@ pub struct Flow<A: Address> {
     pub hop: Hop,
     /// Of the learned hop, with [`ROUTED_BACK`]: its address.
     pub gateway: A,
+    /// Established, inward entry: how many have noticed at the same time that the session is over.
+    pub ends: u32,
     /// Zero.
     pub padding: A::Padding,
     /// TCP, half-open, inward entry: the acknowledgement that proves that the client has seen the
@@ -184,6 +186,7 @@ impl<A: Address> Flow<A> {
         hop_generation: 0,
         hop: Hop { macs: Macs::new([0; 6], [0; 6]), ifindex: 0, mtu: 0, from_xdp: 0 },
         gateway: A::UNSPECIFIED,
+        ends: 0,
         padding: A::PADDING,
         expected_ack: 0,
         seq_end: 0,
@@ -225,4 +228,4 @@ impl<A: Address> Flow<A> {
 
 // No padding but the named.
 const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16 && size_of::<FlowKey<Ipv6>>() == 40);
-const _: () = assert!(size_of::<Flow<Ipv4>>() == 112 && size_of::<Flow<Ipv6>>() == 144);
+const _: () = assert!(size_of::<Flow<Ipv4>>() == 112 && size_of::<Flow<Ipv6>>() == 152);

@@ -3,7 +3,7 @@
 use crate::reason::Reason;
 
 /// Grows whenever a pinned map changes its shape or meaning, so that no controller misreads one.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// The bit of `skb->mark` that the few packets carry which go through the host's stack, unless another one
 /// is configured: far from the bits of wg-quick, Kubernetes, Tailscale and mwan3.

@@ -26,6 +26,7 @@ mod pod;
 pub mod reason;
 pub mod rewrite;
 pub mod rule;
+pub mod sessions;
 pub mod tables;
 pub mod tcp;
 pub mod wire;

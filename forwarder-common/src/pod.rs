@@ -8,6 +8,7 @@ use crate::{
     fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{Count, Interface, RuleCounters, Settings},
     rule::{AllowKey, Page, PageKey, Rule},
+    sessions::SessionsKey,
 };
 
 // SAFETY: each is `repr(C)`, holds integers and byte arrays only, and has no padding that is not
@@ -32,6 +33,8 @@ unsafe impl Pod for Page {}
 unsafe impl Pod for Rule {}
 // SAFETY: as above.
 unsafe impl Pod for AllowKey {}
+// SAFETY: as above.
+unsafe impl Pod for SessionsKey {}
 // SAFETY: as above, for the two families that there are.
 unsafe impl<A: Address> Pod for FragmentKey<A> {}
 // SAFETY: as above.

@@ -97,6 +97,9 @@ reasons! {
         WrongEgress "wrong-egress" "The route to the target leaves by an interface that is not internal.",
         PortCollision "port-collision" "Other flows have all the source ports at the target that were tried for it.",
         Untranslated "untranslated" "It was left to the host's stack, and comes out of it as no packet of a flow.",
+        SessionLimit "session-limit" "The rule has as many sessions as it may.",
+        SourceLimit "source-limit" "Its source has as many sessions of the rule as it may.",
+        RateLimit "rate-limit" "The rule has taken as many new sessions in this second as it may.",
         TableFull "table-full" "The flow table has no room.",
         Unwritable "unwritable" "The kernel refused to change the packet.",
     }

@@ -8,7 +8,8 @@ pub const PAGE_PORTS: usize = 64;
 /// Key of the port map: an external address, a protocol, and 64 neighbouring ports.
 ///
 /// A range of 10,000 ports takes 157 entries, and a look-up costs the same as for a single port.
-#[repr(C)]
+/// (Aligned as [`crate::fragment::FragmentKey`] is.)
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageKey {
     /// Of either family: [`crate::address::Address::mapped`].
@@ -17,14 +18,14 @@ pub struct PageKey {
     page: u16,
     /// IP protocol number.
     pub protocol: u8,
-    padding: u8,
+    padding: [u8; 5],
 }
 
 impl PageKey {
     /// `port` in host byte order.
     #[inline(always)]
     pub fn new(address: Ipv6, protocol: u8, port: u16) -> Self {
-        Self { address, page: port / PAGE_PORTS as u16, protocol, padding: 0 }
+        Self { address, page: port / PAGE_PORTS as u16, protocol, padding: [0; 5] }
     }
 }
 
@@ -51,6 +52,10 @@ pub const ACTIVE: u16 = 1;
 pub const ONE_TARGET_PORT: u16 = 2;
 /// `Rule::flags`: hosts inside may use it too.
 pub const HAIRPIN: u16 = 4;
+/// `Rule::flags`: it has a limit.
+pub const LIMITED: u16 = 8;
+/// `Rule::flags`: it has what nobody else takes (a DMZ host): not what a socket of the host takes.
+pub const DMZ: u16 = 16;
 
 /// A rule's line, indexed by its slot.
 #[repr(C)]
@@ -71,8 +76,11 @@ pub struct Rule {
     /// Host byte order: the target's first port, and the external port that it belongs to.
     pub target_port: u16,
     pub external_port: u16,
-    /// Zero.
-    pub padding: u32,
+    /// Established sessions at once, of all sources and of one; new flows a second. 0: no limit.
+    /// With any, [`LIMITED`] is set.
+    pub max_sessions: u32,
+    pub max_sessions_per_source: u32,
+    pub new_per_second: u32,
 }
 
 impl Rule {
@@ -96,6 +104,12 @@ impl Rule {
     #[inline(always)]
     pub fn epoch(&self, protocol: u8) -> u32 {
         if protocol == crate::wire::tcp::NUMBER { self.tcp_epoch } else { self.udp_epoch }
+    }
+
+    /// Whether its sessions are counted.
+    #[inline(always)]
+    pub fn counts_sessions(&self) -> bool {
+        self.max_sessions != 0 || self.max_sessions_per_source != 0
     }
 
     /// Whether a flow made under `epoch` may go on at `now`.
@@ -129,6 +143,6 @@ pub const MAPPED_BITS: u32 = 96;
 pub const ALLOW_LIST_BITS: u32 = 32;
 
 // No padding but the named.
-const _: () = assert!(size_of::<PageKey>() == 20);
-const _: () = assert!(size_of::<Rule>() == 48);
+const _: () = assert!(size_of::<PageKey>() == 24);
+const _: () = assert!(size_of::<Rule>() == 56);
 const _: () = assert!(size_of::<AllowKey>() == 20);

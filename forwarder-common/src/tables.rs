@@ -8,6 +8,7 @@ use crate::{
     layout::{Hook, Interface},
     reason::Reason,
     rule::Rule,
+    sessions::Sessions,
 };
 
 /// Which flow table.
@@ -24,13 +25,16 @@ pub enum Refused {
     Full,
 }
 
-/// The two flow tables.
-pub trait Flows<A: Family> {
+/// The two flow tables, and what limits are counted by.
+pub trait Flows<A: Family>: Sessions {
     /// The entry itself, to be changed in place.
     fn find(&mut self, stage: Stage, key: &FlowKey<A>) -> Option<&mut Flow<A>>;
     /// Only if the key is free.
     fn insert_new(&mut self, stage: Stage, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), Refused>;
     fn remove(&mut self, stage: Stage, key: &FlowKey<A>);
+    /// Notes in an established flow's inward entry that the session is over. Never true twice for
+    /// one session.
+    fn is_first_end(&mut self, inward: &FlowKey<A>) -> bool;
     /// What the first fragment of a packet has told.
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train>;
     /// For its later fragments. Where there is no room, an older one goes.
@@ -94,6 +98,9 @@ pub trait World<A: Address>: Surroundings {
     fn is_allowed(&self, list: u32, source: A) -> bool;
     /// What an address is to this router: bits of [`crate::layout::OWN`] and its neighbours.
     fn roles(&self, address: A) -> u8;
+    /// Whether a socket of the host itself takes packets of this tuple: one that listens, or whose
+    /// connection they belong to.
+    fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool;
     fn route(&self, query: &RouteQuery<A>) -> Route;
 }
 

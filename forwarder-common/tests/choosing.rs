@@ -10,8 +10,8 @@ use forwarder_common::{
     flow::Side,
     layout::Hook,
     model::scenario::{
-        BOTH, CLIENT, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SILENT_SERVER, W,
-        tcp_flags::*,
+        BOTH, CLIENT, DMZ_PORTS, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER,
+        SILENT_SERVER, W, tcp_flags::*,
     },
     pipeline::Outcome,
     reason::Reason,
@@ -566,5 +566,24 @@ fn what_the_host_cannot_help_is_dropped_and_counted() {
     ] {
         let taken = rig.take(Hook::TcIngress, Side::Internal, &frame);
         assert_eq!((taken.outcome, taken.reason), (Outcome::Drop, Some(reason)));
+    }
+}
+
+/// Row 23.
+#[test]
+fn a_dmz_host_gets_what_no_socket_of_the_host_takes() {
+    for hook in INGRESS {
+        for protocol in [tcp::NUMBER, udp::NUMBER] {
+            let mut rig = Rig::new();
+            let (free, listened) = DMZ_PORTS;
+            assert_eq!(choose(&mut rig, hook, protocol, CLIENT, free), Ok((SERVER, free)));
+            assert_eq!(choose(&mut rig, hook, protocol, CLIENT, listened), Err(Reason::NoMatch));
+            // Also of a connection that the host has opened itself.
+            let spec = FrameSpec::inward(&rig.router, protocol, (CLIENT, 80), listened);
+            let taken = rig.take(hook, Side::External, &FrameSpec { flags: ACK, ..spec }.bytes());
+            assert_eq!(taken.reason, Some(Reason::NoMatch));
+            rig.machine.sockets.clear();
+            assert_eq!(choose(&mut rig, hook, protocol, CLIENT, listened), Ok((SERVER, listened)));
+        }
     }
 }

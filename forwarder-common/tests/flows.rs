@@ -6,18 +6,19 @@ mod common;
 
 use common::*;
 use forwarder_common::{
-    address::{Address as _, Ipv4, Port},
+    address::{Address as _, Ipv4, Ipv6, Port},
     decide::{Core, Scratch},
     flow::{FIN_INWARD, FIN_OUTWARD, Flow, FlowKey, INWARD, OUTWARD, RESET, Side, Tuple, is_closing},
     fragment::{FragmentKey, HeldKey, Train},
     layout::Hook,
     model::{
         At, Counts, Frame, Machine, Tables,
-        scenario::{CLIENT, FrameSpec, OTHER_CLIENT, OTHER_SERVER, SERVER, tcp_flags::*},
+        scenario::{CLIENT, FrameSpec, LIMITED_PORTS, OTHER_CLIENT, OTHER_SERVER, SERVER, tcp_flags::*},
     },
     pipeline::{self, Outcome, Seen},
     reason::{Reason, Verdict},
     rule::ONE_TARGET_PORT,
+    sessions::{Sessions, SessionsKey},
     tables::{Flows, Refused, Stage},
     wire::{tcp, udp},
 };
@@ -880,6 +881,10 @@ impl Interrupted<'_> {
 }
 
 impl Flows<Ipv4> for Interrupted<'_> {
+    fn is_first_end(&mut self, inward: &FlowKey<Ipv4>) -> bool {
+        self.access().is_first_end(inward)
+    }
+
     fn train(&mut self, key: &FragmentKey<Ipv4>) -> Option<Train> {
         self.tables.train(key)
     }
@@ -913,6 +918,28 @@ impl Flows<Ipv4> for Interrupted<'_> {
     }
 }
 
+impl Sessions for Interrupted<'_> {
+    fn sessions(&mut self, key: &SessionsKey) -> i64 {
+        self.access().sessions(key)
+    }
+
+    fn count_sessions(&mut self, key: &SessionsKey, by: i64) -> Result<(), Refused> {
+        self.access().count_sessions(key, by)
+    }
+
+    fn due(&mut self, slot: u32) -> u64 {
+        self.access().due(slot)
+    }
+
+    fn set_due(&mut self, slot: u32, due: u64) {
+        self.access().set_due(slot, due);
+    }
+
+    fn postpone(&mut self, slot: u32, by: u64) {
+        self.access().postpone(slot, by);
+    }
+}
+
 /// Takes `frames` through XDP on two CPUs at once: the second's between the first's accesses to the
 /// tables, once at each place where that can be. `check` sees the router after each.
 fn race(before: &Rig, frames: [(Side, Vec<u8>); 2], check: impl Fn(&Rig)) {
@@ -925,7 +952,8 @@ fn race(before: &Rig, frames: [(Side, Vec<u8>); 2], check: impl Fn(&Rig)) {
             let scratch = &mut Scratch::EMPTY.clone();
             let core = Core { flows, world: &world, counters, scratch, now: machine.now };
             let outcome = pipeline::process(&mut Frame(bytes.clone()), &mut Seen::NOTHING.clone(), core);
-            assert!(matches!(outcome, Outcome::Redirect { .. }), "{:?}", counters.last);
+            let refused = counters.last == Some(Reason::SessionLimit);
+            assert!(refused || matches!(outcome, Outcome::Redirect { .. }), "{:?}", counters.last);
         };
         let mut other = |tables: &mut Tables| {
             let mut flows = Interrupted { tables, accesses_before: 0, other: None };
@@ -1133,6 +1161,50 @@ fn a_udp_flow_that_two_cpus_establish_at_once_lies_in_one_table() {
     let proof = (Side::External, first.bytes());
     race(&rig, [proof.clone(), proof], |rig| {
         assert_eq!((entries(rig), sessions(rig)), ((2, 0), 1));
+    });
+}
+
+/// Row 18: several may meet at a rule's last place.
+#[test]
+fn two_sessions_that_prove_at_once_do_not_both_get_the_last_place() {
+    let mut rig = Rig::new();
+    rig.machine.rules.get_mut(&11).unwrap().max_sessions = 1;
+    let proofs = [CLIENT, OTHER_CLIENT].map(|client| {
+        let client = (client, CLIENT_PORT);
+        let syn = FrameSpec::inward(&rig.router, tcp::NUMBER, client, LIMITED_PORTS.0);
+        let answer = FrameSpec::outward(&rig.router, tcp::NUMBER, (SERVER, LIMITED_PORTS.0), client);
+        rig.take(Hook::Xdp, Side::External, &syn.bytes());
+        let answer = FrameSpec { flags: SYN | ACK, seq: SERVER_SEQ, ack: 1001, ..answer };
+        rig.take(Hook::Xdp, Side::Internal, &answer.bytes());
+        (Side::External, FrameSpec { flags: ACK, seq: 1001, ack: SERVER_SEQ + 1, ..syn }.bytes())
+    });
+    for proofs in [proofs.clone(), [proofs[1].clone(), proofs[0].clone()]] {
+        race(&rig, proofs, |rig| {
+            let counted: i64 = rig
+                .flows
+                .sessions
+                .iter()
+                .filter(|(key, _)| key.source == Ipv6::UNSPECIFIED)
+                .map(|(_, n)| n)
+                .sum();
+            assert!(rig.flows.established.len() <= 2 && counted == sessions(rig) as i64, "{counted}");
+        });
+    }
+}
+
+/// Row 18: one session, though two CPUs make it.
+#[test]
+fn a_session_that_is_established_on_two_cpus_at_once_is_counted_once() {
+    let mut rig = Rig::new();
+    let client = (CLIENT, CLIENT_PORT);
+    let syn = FrameSpec::inward(&rig.router, udp::NUMBER, client, LIMITED_PORTS.0);
+    let answer = FrameSpec::outward(&rig.router, udp::NUMBER, (SERVER, LIMITED_PORTS.0), client);
+    rig.machine.rules.get_mut(&11).unwrap().max_sessions_per_source = 0;
+    rig.take(Hook::Xdp, Side::External, &syn.bytes());
+    rig.take(Hook::Xdp, Side::Internal, &answer.bytes());
+    let proof = (Side::External, syn.bytes());
+    race(&rig, [proof.clone(), proof], |rig| {
+        assert_eq!((sessions(rig), rig.flows.sessions.values().sum::<i64>()), (1, 1));
     });
 }
 

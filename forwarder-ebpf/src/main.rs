@@ -1,11 +1,14 @@
 //! The XDP and TC programs: entry points and verdicts. All decisions are in `forwarder_common`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod counters;
 mod held;
 mod packet_tc;
 mod packet_xdp;
+mod sessions;
+mod sockets;
 mod tables;
 
 use aya_ebpf::{

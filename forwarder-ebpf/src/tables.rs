@@ -7,6 +7,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup as FibLookup,
+        bpf_sock_tuple as SocketTuple,
     },
     helpers::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::map,
@@ -20,14 +21,17 @@ use forwarder_common::{
     address::{Address as _, Ipv4, Ipv6, Macs},
     decide::Scratch,
     family::Family,
-    flow::{Flow, FlowKey, Hop},
+    flow::{Flow, FlowKey, Hop, Tuple},
     fragment::{FragmentKey, Held, HeldKey, Train},
     layout::{DEFAULT_MARK, Hook, Interface, Settings},
     pipeline::Seen,
     reason::Reason,
     rule::{AllowKey, Page, PageKey, Rule},
+    sessions::{Sessions, SessionsKey},
     tables::{Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
 };
+
+use crate::{sessions, sockets};
 
 pub const AF_INET: u32 = 2;
 pub const AF_INET6: u32 = 10;
@@ -96,6 +100,9 @@ pub trait Tabled: Family {
     fn held() -> &'static LruHashMap<HeldKey<Self>, Held>;
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>>;
 
+    /// Writes a tuple in the form in which sockets are looked for; gives the form's length.
+    fn seek(tuple: &Tuple<Self>, sought: &mut SocketTuple) -> u32;
+
     /// Puts the query's addresses and class into the parameters of a look-up.
     fn ask(query: &RouteQuery<Self>, params: &mut FibLookup);
 
@@ -137,6 +144,15 @@ impl Tabled for Ipv4 {
     }
 
     #[inline(always)]
+    fn seek(tuple: &Tuple<Self>, sought: &mut SocketTuple) -> u32 {
+        // SAFETY: all members of the union are plain integers.
+        let ipv4 = unsafe { &mut sought.__bindgen_anon_1.ipv4 };
+        (ipv4.saddr, ipv4.daddr) = (tuple.src.word(), tuple.dst.word());
+        (ipv4.sport, ipv4.dport) = (tuple.src_port.word(), tuple.dst_port.word());
+        size_of_val(ipv4) as u32
+    }
+
+    #[inline(always)]
     fn ask(query: &RouteQuery<Self>, params: &mut FibLookup) {
         params.__bindgen_anon_2.tos = query.class as u8;
         params.__bindgen_anon_3.ipv4_src = query.tuple.src.word();
@@ -170,6 +186,15 @@ impl Tabled for Ipv6 {
     #[inline(always)]
     fn workspaces() -> &'static PerCpuArray<Workspace<Self>> {
         &WORKSPACE_IPV6
+    }
+
+    #[inline(always)]
+    fn seek(tuple: &Tuple<Self>, sought: &mut SocketTuple) -> u32 {
+        // SAFETY: as of IPv4.
+        let ipv6 = unsafe { &mut sought.__bindgen_anon_1.ipv6 };
+        (ipv6.saddr, ipv6.daddr) = (tuple.src.words(), tuple.dst.words());
+        (ipv6.sport, ipv6.dport) = (tuple.src_port.word(), tuple.dst_port.word());
+        size_of_val(ipv6) as u32
     }
 
     #[inline(always)]
@@ -286,6 +311,22 @@ impl<A: Tabled> Flows<A> for FlowMaps {
         };
     }
 
+    /// Of two CPUs at once both may read 2 behind their steps, and none is the first: then the
+    /// controller has to find out that the session is over.
+    #[inline(always)]
+    fn is_first_end(&mut self, inward: &FlowKey<A>) -> bool {
+        let Some(flow) = A::established().get_ptr_mut(inward) else { return false };
+        // SAFETY: as in `find`; the field is an aligned integer.
+        unsafe {
+            let ends = &raw mut (*flow).ends;
+            if ends.read_volatile() != 0 {
+                return false;
+            }
+            sessions::add_u32(ends, 1);
+            ends.read_volatile() == 1
+        }
+    }
+
     #[inline(always)]
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train> {
         // SAFETY: as in `find`; what is copied are plain integers.
@@ -313,6 +354,33 @@ impl<A: Tabled> Flows<A> for FlowMaps {
     fn note_host_session(&mut self, key: &FlowKey<A>, now: u64) {
         // Its next packet tries again.
         let _ = HOST_SESSIONS.insert(key.mapped(), now, 0);
+    }
+}
+
+impl Sessions for FlowMaps {
+    #[inline(always)]
+    fn sessions(&mut self, key: &SessionsKey) -> i64 {
+        sessions::sessions(key)
+    }
+
+    #[inline(always)]
+    fn count_sessions(&mut self, key: &SessionsKey, by: i64) -> Result<(), Refused> {
+        sessions::count(key, by)
+    }
+
+    #[inline(always)]
+    fn due(&mut self, slot: u32) -> u64 {
+        sessions::due(slot)
+    }
+
+    #[inline(always)]
+    fn set_due(&mut self, slot: u32, due: u64) {
+        sessions::set_due(slot, due);
+    }
+
+    #[inline(always)]
+    fn postpone(&mut self, slot: u32, by: u64) {
+        sessions::postpone(slot, by);
     }
 }
 
@@ -428,6 +496,11 @@ impl<A: Tabled, H: Place> World<A> for Kernel<H> {
     fn roles(&self, address: A) -> u8 {
         // SAFETY: one byte is read, once.
         unsafe { ROLES.get(address.mapped()) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool {
+        sockets::is_there(self.ctx, tuple, protocol)
     }
 
     #[inline(always)]

@@ -295,7 +295,7 @@ async fn bad_fields_are_refused_and_change_nothing() {
         ("allow", json!("10.0.0.0/8"), "invalid type"),
         ("allow", json!(["10.0.0.1/8"]), "write 10.0.0.0/8"),
         ("allow", json!(["nobody"]), "not a network"),
-        ("limits", json!({"max_sessions": 5}), "not enforced"),
+        ("limits", json!({"max_sessions": 0}), "write 1 to"),
         ("limits", json!({"max": 5}), "unknown field"),
         ("hairpin", json!("no"), "invalid type"),
         ("via", json!("stack"), "not built"),

@@ -5,6 +5,7 @@
 
 mod error;
 mod host;
+mod limit;
 mod train;
 mod window;
 
@@ -20,7 +21,7 @@ use crate::{
     layout::{Hook, OWN, XDP_TARGET},
     parse::{Datagram, Transport},
     reason::Reason,
-    rule::{HAIRPIN, Rule},
+    rule::{DMZ, HAIRPIN, Rule},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
     tcp::{self, Segment},
     wire,
@@ -186,8 +187,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             Followed::Unknown => return self.open(keys, datagram, arrival),
             Followed::Stopped(reason) => return Err(reason),
         }
-        self.advance_if_due(keys, datagram, arrival);
-        Ok(())
+        self.advance_if_due(keys, datagram, arrival)
     }
 
     /// Carries a packet of a flow that there is, if its hop is fresh. (A function of its own, as the next,
@@ -253,8 +253,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     #[inline(always)]
     pub fn egress(&mut self, datagram: &Datagram<A>, keys: &mut Keys<A>) -> Result<(), Reason> {
         self.follow_out(datagram, keys)?;
-        self.advance_if_due(keys, datagram, &Arrival::NOWHERE);
-        Ok(())
+        self.advance_if_due(keys, datagram, &Arrival::NOWHERE)
     }
 
     /// [`Core::follow`] at egress.
@@ -309,6 +308,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         let Scratch { inward, way, .. } = &mut *self.scratch;
         find_way(&inward.to, datagram, Side::Internal, self.world, way)?;
         fit(&mut way.onward, datagram, inward, self.world)?;
+        self.admit(datagram.tuple.src)?;
         self.create(keys, datagram, arrival)?;
         let Scratch { inward, plan, .. } = &mut *self.scratch;
         (plan.to, plan.direction) = (inward.to, INWARD);
@@ -335,6 +335,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             .rule(slot)
             .filter(|rule| rule.is_open(self.now) && rule.has_port(port))
             .filter(|rule| arrival.side == Side::External || rule.flags & HAIRPIN != 0)
+            .filter(|rule| !self.is_the_hosts(rule, datagram))
             .ok_or(Reason::NoMatch)?;
         // (Of the other family no port page leads to it.)
         let target = A::from_mapped(rule.target).ok_or(Reason::NoMatch)?;
@@ -353,6 +354,12 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         }
         may_open(datagram, rule, self.world)?;
         if self.scratch.is_cut { Err(Reason::Cut) } else { Ok(()) }
+    }
+
+    /// Whether the host has a better claim to a packet than a rule that has what nobody else takes.
+    #[inline(always)]
+    fn is_the_hosts(&self, rule: &Rule, datagram: &Datagram<A>) -> bool {
+        rule.flags & DMZ != 0 && self.world.has_socket(&datagram.tuple, datagram.protocol)
     }
 
     /// Refuses a source that belongs elsewhere, by the route back to it. Notes whether that route
@@ -417,7 +424,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         inward.hop_generation = if way.hop.is_some() { generation } else { generation.wrapping_sub(1) };
         (inward.expected_ack, inward.seq_end, inward.ack) = (0, 0, 0);
         inward.progress = UNANSWERED;
-        inward.ended = 0;
+        (inward.ended, inward.ends) = (0, 0);
         self.compose_outward(key, arrival);
     }
 
@@ -492,14 +499,20 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
 
     /// Most packets of an established flow change nothing of its state.
     #[inline(always)]
-    fn advance_if_due(&mut self, keys: &mut Keys<A>, datagram: &Datagram<A>, arrival: &Arrival) {
+    fn advance_if_due(
+        &mut self,
+        keys: &mut Keys<A>,
+        datagram: &Datagram<A>,
+        arrival: &Arrival,
+    ) -> Result<(), Reason> {
         if self.scratch.stage == Stage::HalfOpen || datagram.segment.is_control() {
-            let _ = self.advance(keys, datagram, arrival);
+            return self.advance(keys, datagram, arrival);
         }
+        Ok(())
     }
 
-    /// Moves the flow of a packet on in its life, on both of its entries. (Without anything to say: see
-    /// [`Core::claim`] about results.)
+    /// Moves the flow of a packet on in its life, on both of its entries. The error is why the packet
+    /// goes no further.
     #[inline(never)]
     fn advance(
         &mut self,
@@ -519,8 +532,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 flow.progress = PROVEN;
             }
             self.scratch.inward = *flow;
-            self.settle(keys, arrival);
-            return Ok(());
+            return self.settle(keys, arrival);
         }
         if flow.direction == OUTWARD
             && stage == Stage::HalfOpen
@@ -546,17 +558,22 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             return;
         }
         other.ended |= ended;
+        let mut ended = other.ended;
         if let Some(flow) = self.flows.find(stage, &keys.here) {
-            flow.ended |= ended;
+            ended |= flow.ended;
+            flow.ended = ended;
             flow.last_seen = self.now;
             window::follow(flow, segment, true);
+        }
+        if stage == Stage::Established && is_closing(ended) {
+            self.end_session(keys);
         }
     }
 
     /// Brings the other entry of the half-open flow in the scratch up to date, and promotes the flow
     /// if it has been earned.
     #[inline(always)]
-    fn settle(&mut self, keys: &Keys<A>, arrival: &Arrival) {
+    fn settle(&mut self, keys: &Keys<A>, arrival: &Arrival) -> Result<(), Reason> {
         match self.flows.find(Stage::HalfOpen, &keys.other) {
             Some(outward) => {
                 outward.ended |= self.scratch.inward.ended;
@@ -568,29 +585,54 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 let _ = self.flows.insert_new(Stage::HalfOpen, &keys.other, &self.scratch.outward);
             }
         }
-        if self.scratch.inward.progress == PROVEN {
-            self.promote(keys);
+        match self.scratch.inward.progress {
+            PROVEN if !is_closing(self.scratch.inward.ended) => self.promote(keys),
+            _ => Ok(()),
         }
     }
 
-    /// The half-open flow in the scratch becomes established: both entries, or none. Where the table
-    /// is full the flow stays half-open, and works; its next packet tries again.
+    /// The half-open flow in the scratch becomes established. Where the table is full the flow stays
+    /// half-open, and works, unless its rule limits sessions; its next packet tries again.
     #[inline(always)]
-    fn promote(&mut self, keys: &Keys<A>) {
+    fn promote(&mut self, keys: &Keys<A>) -> Result<(), Reason> {
+        let client = keys.here.tuple.src;
+        let counted = self.enter(client)?;
+        let established = self.establish(keys);
+        if counted && established != Ok(true) {
+            // Another CPU has counted it, or nobody is to.
+            self.leave(client, self.scratch.inward.rule, self.scratch.inward.epoch);
+        }
+        match established {
+            Ok(_) => self.remove(Stage::HalfOpen, keys),
+            Err(Refused::Full) if counted => return Err(Reason::TableFull),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Puts both of the scratch's entries into the established table, or none. False: another CPU has
+    /// done so.
+    #[inline(always)]
+    fn establish(&mut self, keys: &Keys<A>) -> Result<bool, Refused> {
         match self.flows.insert_new(Stage::Established, &keys.other, &self.scratch.outward) {
             Ok(()) => {}
-            Err(Refused::Full) => return,
+            Err(Refused::Full) => return Err(Refused::Full),
             Err(Refused::Exists) => match self.flows.find(Stage::Established, &keys.other) {
                 Some(there) if there.has_same_owner(&self.scratch.outward) => {}
-                _ => return,
+                _ => return Err(Refused::Exists),
             },
         }
         match self.flows.insert_new(Stage::Established, &keys.here, &self.scratch.inward) {
-            Ok(()) => self.counters.count_session(self.scratch.inward.rule),
-            Err(Refused::Exists) => {}
-            Err(Refused::Full) => return self.flows.remove(Stage::Established, &keys.other),
+            Ok(()) => {
+                self.counters.count_session(self.scratch.inward.rule);
+                Ok(true)
+            }
+            Err(Refused::Exists) => Ok(false),
+            Err(Refused::Full) => {
+                self.flows.remove(Stage::Established, &keys.other);
+                Err(Refused::Full)
+            }
         }
-        self.remove(Stage::HalfOpen, keys);
     }
 }
 

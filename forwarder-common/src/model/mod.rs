@@ -14,13 +14,14 @@ use crate::{
     address::{Address, Ipv4, Ipv6},
     decide::{Core, Scratch},
     family::Family,
-    flow::{Flow, FlowKey, INWARD},
+    flow::{Flow, FlowKey, INWARD, Tuple},
     fragment::{FragmentKey, HeldKey, TRAIN_LIFETIME, Train},
-    layout::{Hook, Interface, RuleCounters},
+    layout::{Hook, Interface, OWN, RuleCounters},
     packet::{OutOfBounds, Packet, Plain},
     pipeline::{self, Outcome, Seen},
     reason::Reason,
     rule::{Page, PageKey, Rule},
+    sessions::{Sessions, SessionsKey},
     tables::{Counters, Flows, Refused, Route, RouteQuery, Stage, Surroundings, World},
     wire::ethernet,
 };
@@ -65,6 +66,9 @@ pub struct Tables<A: Address = Ipv4> {
     /// Frames without their Ethernet header, and until when they are held.
     pub held: HashMap<HeldKey<A>, (Vec<u8>, u64)>,
     pub host_sessions: HashMap<FlowKey<A>, u64>,
+    pub sessions: HashMap<SessionsKey, i64>,
+    /// By slot: see [`Sessions::due`].
+    pub due: HashMap<u32, u64>,
     /// Of each flow table, in entries.
     pub capacity: usize,
 }
@@ -100,6 +104,10 @@ impl<A: Family> Flows<A> for Tables<A> {
         self.stage(stage).remove(key);
     }
 
+    fn is_first_end(&mut self, inward: &FlowKey<A>) -> bool {
+        self.established.get_mut(inward).is_some_and(|flow| std::mem::replace(&mut flow.ends, 1) == 0)
+    }
+
     fn train(&mut self, key: &FragmentKey<A>) -> Option<Train> {
         self.trains.get(key).copied()
     }
@@ -118,6 +126,30 @@ impl<A: Family> Flows<A> for Tables<A> {
 
     fn is_held(&mut self, key: &HeldKey<A>, now: u64) -> bool {
         self.held.get(key).is_some_and(|(_, expires)| now < *expires)
+    }
+}
+
+impl<A: Address> Sessions for Tables<A> {
+    fn sessions(&mut self, key: &SessionsKey) -> i64 {
+        self.sessions.get(key).copied().unwrap_or(0)
+    }
+
+    fn count_sessions(&mut self, key: &SessionsKey, by: i64) -> Result<(), Refused> {
+        *self.sessions.entry(*key).or_default() += by;
+        Ok(())
+    }
+
+    fn due(&mut self, slot: u32) -> u64 {
+        self.due.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn set_due(&mut self, slot: u32, due: u64) {
+        self.due.insert(slot, due);
+    }
+
+    fn postpone(&mut self, slot: u32, by: u64) {
+        let due = self.due.entry(slot).or_default();
+        *due = due.wrapping_add(by);
     }
 }
 
@@ -140,6 +172,8 @@ pub struct Machine {
     pub marked: bool,
     /// What addresses are to it.
     pub roles: HashMap<Ipv4, u8>,
+    /// Protocols and ports that a socket of the host listens on.
+    pub sockets: Vec<(u8, u16)>,
     pub probes: Cell<u32>,
 }
 
@@ -249,6 +283,11 @@ impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
 
     fn roles(&self, address: A) -> u8 {
         known(address).and_then(|address| self.machine.roles.get(&address)).copied().unwrap_or_default()
+    }
+
+    fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool {
+        self.roles(tuple.dst) & OWN != 0
+            && self.machine.sockets.contains(&(protocol, tuple.dst_port.number()))
     }
 
     fn route(&self, query: &RouteQuery<A>) -> Route {

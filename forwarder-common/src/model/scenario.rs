@@ -10,7 +10,7 @@ use crate::{
     flow::{Hop, Side},
     layout::{EXTERNAL, Interface, OWN, TARGET, XDP_TARGET},
     reason::Reason,
-    rule::{ACTIVE, HAIRPIN, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
+    rule::{ACTIVE, DMZ, HAIRPIN, LIMITED, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
     tables::Route,
     wire::{icmp, ipv4, ipv6, tcp, udp},
 };
@@ -45,6 +45,9 @@ pub struct RuleSpec {
     pub allow_list: u32,
     pub expired: bool,
     pub hairpin: bool,
+    /// Sessions at once, of one source, new ones a second; 0: no limit.
+    pub limits: (u32, u32, u32),
+    pub dmz: bool,
 }
 
 const fn rule(
@@ -53,8 +56,16 @@ const fn rule(
     target: [u8; 4],
     target_ports: (u16, u16),
 ) -> RuleSpec {
-    RuleSpec { protocols, ports, target, target_ports, allow_list: 0, expired: false, hairpin: false }
+    let (allow_list, expired, hairpin, limits, dmz) = (0, false, false, (0, 0, 0), false);
+    RuleSpec { protocols, ports, target, target_ports, allow_list, expired, hairpin, limits, dmz }
 }
+
+/// Ports of a rule that takes two sessions at once, one of each source.
+pub const LIMITED_PORTS: (u16, u16) = (7004, 7005);
+/// Port of a rule that takes one new session a second.
+pub const SLOW_PORT: u16 = 7010;
+/// Ports of a rule that yields to the host's sockets; it has one on the second.
+pub const DMZ_PORTS: (u16, u16) = (7020, 7021);
 
 /// By slot.
 pub const RULES: &[RuleSpec] = &[
@@ -69,6 +80,9 @@ pub const RULES: &[RuleSpec] = &[
     RuleSpec { expired: true, ..rule(BOTH, (7003, 7003), SERVER, (7003, 7003)) },
     rule(BOTH, (1, 1), SERVER, (1, 1)),
     rule(BOTH, (65_535, 65_535), SERVER, (65_535, 65_535)),
+    RuleSpec { limits: (2, 1, 0), ..rule(BOTH, LIMITED_PORTS, SERVER, LIMITED_PORTS) },
+    RuleSpec { limits: (0, 0, 1), ..rule(BOTH, (SLOW_PORT, SLOW_PORT), SERVER, (SLOW_PORT, SLOW_PORT)) },
+    RuleSpec { dmz: true, ..rule(BOTH, DMZ_PORTS, SERVER, DMZ_PORTS) },
 ];
 
 /// From here on the slots are those of the same rules in IPv6, from twin to twin.
@@ -130,13 +144,14 @@ impl Router {
         machine.allow = vec![ALLOWED];
         let roles = [(W, OWN | EXTERNAL), (GATEWAY, OWN)];
         machine.roles = roles.map(|(address, roles)| (Ipv4::new(address), roles)).into();
+        machine.sockets = BOTH.iter().map(|protocol| (*protocol, DMZ_PORTS.1)).collect();
         let (w, w_twin) = (Ipv4::new(W).mapped(), Ipv6::new(twin(W)));
         for (slot, spec) in (0..).zip(RULES) {
             *machine.roles.entry(Ipv4::new(spec.target)).or_default() |= TARGET;
             let target = Ipv4::new(spec.target).mapped();
             let target_twin = Ipv6::new(twin(spec.target));
             for (slot, w, target) in [(slot, w, target), (slot + IPV6_SLOTS, w_twin, target_twin)] {
-                machine.rules.insert(slot, spec.line(target));
+                machine.rules.insert(slot, spec.line(slot, target));
                 for (key, at) in spec.places(w) {
                     machine.pages.entry(key).or_insert(Page::EMPTY).slots[at] = slot + 1;
                 }
@@ -147,20 +162,27 @@ impl Router {
 }
 
 impl RuleSpec {
-    /// The rule's line in the kernel, of epoch 7.
-    fn line(&self, target: Ipv6) -> Rule {
+    /// The rule's line in the kernel, of epoch 7, or of epochs of its own if it is limited.
+    fn line(&self, slot: u32, target: Ipv6) -> Rule {
         let one = if self.target_ports.0 == self.target_ports.1 { ONE_TARGET_PORT } else { 0 };
+        let dmz = if self.dmz { DMZ } else { 0 };
+        let limited = if self.limits == (0, 0, 0) { 0 } else { LIMITED };
+        let (max_sessions, max_sessions_per_source, new_per_second) = self.limits;
+        // Counts are by epoch: these must not meet.
+        let (tcp_epoch, udp_epoch) = if limited == 0 { (7, 7) } else { (100 + slot, 200 + slot) };
         Rule {
             expires: if self.expired { 1 } else { u64::MAX },
-            flags: ACTIVE | one | if self.hairpin { HAIRPIN } else { 0 },
-            tcp_epoch: 7,
-            udp_epoch: 7,
+            flags: ACTIVE | one | limited | dmz | if self.hairpin { HAIRPIN } else { 0 },
+            tcp_epoch,
+            udp_epoch,
             allow_list: self.allow_list,
             target,
-            padding: 0,
             target_port: self.target_ports.0,
             external_port: self.ports.0,
             external_last: self.ports.1,
+            max_sessions,
+            max_sessions_per_source,
+            new_per_second,
         }
     }
 

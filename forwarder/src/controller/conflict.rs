@@ -55,6 +55,17 @@ pub fn same_name<'a>(spec: &Spec, rules: &'a Rules, except: Option<RuleId>) -> O
     others(rules, except).find(|rule| rule.spec.name.as_ref() == Some(name))
 }
 
+/// Refuses a DMZ host that nobody means to look at again.
+pub fn check_exposure(spec: &Spec, force: bool) -> Result<(), Invalid> {
+    if spec.dmz && spec.review_by.is_none() && !force {
+        let target = spec.target.address;
+        return Err(Invalid(format!(
+            "a DMZ host exposes every port of {target}: say with --review-by when somebody looks whether it is still wanted, or --force it"
+        )));
+    }
+    Ok(())
+}
+
 /// What a user names a rule by, or wants it to have.
 #[derive(Clone, Copy)]
 pub struct Mapping<'a> {
@@ -70,8 +81,14 @@ impl<'a> From<&'a Spec> for Mapping<'a> {
     }
 }
 
-/// The rules that have a port of the mapping already.
-pub fn overlapping<'a>(
+/// The rules that have a port of this one already. A DMZ host has what others leave: only another one
+/// is in its way.
+pub fn overlapping<'a>(spec: &Spec, rules: &'a Rules, network: &Network) -> impl Iterator<Item = &'a Rule> {
+    reached_at(spec.into(), rules, network).filter(move |rule| rule.spec.dmz == spec.dmz)
+}
+
+/// The rules that have a port of the mapping.
+pub fn reached_at<'a>(
     mapping: Mapping,
     rules: &'a Rules,
     network: &Network,

@@ -5,6 +5,7 @@
 
 mod conflict;
 mod error;
+mod limits;
 mod report;
 mod resolve;
 mod shared;
@@ -82,6 +83,7 @@ pub struct Controller {
     /// The data path has not yet taken in the network as it is.
     unattached: bool,
     last_complaint: String,
+    refusals: limits::Refusals,
     started: Instant,
     started_at: Timestamp,
 }
@@ -117,6 +119,7 @@ impl Controller {
             stale: false,
             unattached: false,
             last_complaint: String::new(),
+            refusals: limits::Refusals::default(),
             started: Instant::now(),
             started_at: now(),
         };
@@ -133,7 +136,8 @@ impl Controller {
         let spec = request.new_spec()?;
         conflict::check_place(&spec, &self.settings, &self.network)?;
         self.check_target(&spec)?;
-        let mut warnings = Vec::new();
+        conflict::check_exposure(&spec, request.force)?;
+        let mut warnings = Vec::from_iter(warnings::of_exposing(&spec));
         let Some(old) = self.in_the_way(&spec, request.replace)? else {
             self.check_listeners(&spec, request.force, &mut warnings)?;
             let rule = self.insert(spec, request.lifetime, user, warnings)?;
@@ -246,6 +250,9 @@ impl Controller {
         }
         if let Err(error) = self.finish_draining() {
             self.complain("cannot finish draining", &error);
+        }
+        if let Err(error) = self.notice_refusals() {
+            self.complain("cannot read what limits have refused", &error);
         }
     }
 
@@ -434,7 +441,7 @@ impl Controller {
     /// The rule that `spec` would replace; refused where it may not, or where there are several.
     fn in_the_way(&self, spec: &Spec, replace: bool) -> Result<Option<Rule>, Error> {
         let namesake = conflict::same_name(spec, &self.rules, None);
-        let mut found: Vec<&Rule> = conflict::overlapping(spec.into(), &self.rules, &self.network).collect();
+        let mut found: Vec<&Rule> = conflict::overlapping(spec, &self.rules, &self.network).collect();
         if !replace {
             return match (found.first(), namesake) {
                 (Some(rule), _) => Err(conflict::port_taken(spec, rule)),
@@ -477,7 +484,8 @@ impl Controller {
     }
 
     fn check_listeners(&self, spec: &Spec, force: bool, warnings: &mut Vec<String>) -> Result<(), Error> {
-        if !spec.enabled {
+        // A DMZ host leaves them their ports.
+        if !spec.enabled || spec.dmz {
             return Ok(());
         }
         let listeners = (self.machine.find_listeners)(Ports {
@@ -549,7 +557,7 @@ impl Controller {
 
     fn no_such_mapping(&self, protocol: Protocol, external: &External) -> Error {
         let mapping = conflict::Mapping { protocol, external, family: None };
-        let advice = match conflict::overlapping(mapping, &self.rules, &self.network).next() {
+        let advice = match conflict::reached_at(mapping, &self.rules, &self.network).next() {
             Some(Rule { id, spec: Spec { protocol, external, .. }, .. }) => {
                 format!("rule {id} is {protocol} {external}; if you mean it, call it {id}")
             }
@@ -586,6 +594,8 @@ fn kernel_rules(rules: &Rules, resolutions: &BTreeMap<RuleId, Resolution>) -> Ve
         target_ports: rule.spec.target.ports,
         hairpin: rule.spec.hairpin,
         allow: rule.spec.allow.networks().to_vec(),
+        limits: rule.spec.limits,
+        dmz: rule.spec.dmz,
         expires_at: rule.expires_at,
         epoch: rule.epoch,
     };

@@ -17,7 +17,7 @@ pub struct Resolution {
 
 /// Resolves all rules at once, since an address rule keeps an interface rule from its address.
 pub fn resolve(rules: &Rules, settings: &Settings, network: &Network) -> BTreeMap<RuleId, Resolution> {
-    let mut claims = Claims::default();
+    let (mut claims, mut dmz_claims) = (Claims::default(), Claims::default());
     let (by_address, by_interface): (Vec<&Rule>, Vec<&Rule>) =
         rules.values().partition(|rule| matches!(rule.spec.external.place, Place::Address(_)));
     // Address rules first: where DHCP brings an address that one of them has, it keeps it.
@@ -26,6 +26,8 @@ pub fn resolve(rules: &Rules, settings: &Settings, network: &Network) -> BTreeMa
         .chain(by_interface)
         .map(|rule| match misplaced(rule, settings) {
             Some(reason) => (rule.id, Resolution { externals: Vec::new(), waiting: Some(reason) }),
+            // A DMZ host has what others leave; no two have it.
+            None if rule.spec.dmz => (rule.id, resolve_one(rule, rules, network, &mut dmz_claims)),
             None => (rule.id, resolve_one(rule, rules, network, &mut claims)),
         })
         .collect()

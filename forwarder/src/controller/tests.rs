@@ -740,3 +740,55 @@ async fn time_is_kept_to_the_second_also_for_rules_that_come_later() {
     assert_eq!(fake.state().rules.len(), 0, "it has ended in its second");
     time.abort();
 }
+
+fn dmz() -> Request {
+    let name = Some("dmz".into());
+    let review_by = Some("2100-01-01".into());
+    Request { name, review_by, dmz: true, ..request("tcp+udp", "wan:1-65535", "10.0.0.10:1-65535") }
+}
+
+#[test]
+fn a_dmz_host_is_asked_for_with_a_review_date_or_by_force_and_warned_of() {
+    let mut bench = bench();
+    let careless = Request { review_by: None, ..dmz() };
+    let refusal = bench.refusal(&careless).to_string();
+    assert!(refusal.contains("every port of 10.0.0.10") && refusal.contains("--review-by"), "{refusal}");
+    let rule = bench.add(&Request { force: true, ..careless }).unwrap();
+    assert!(
+        rule.dmz && rule.warnings[0].contains("exposes every port of 10.0.0.10 to everyone"),
+        "{:?}",
+        rule.warnings
+    );
+    let shown = bench.controller.show(&"dmz".parse().unwrap()).unwrap();
+    assert_eq!(shown.warnings, [""; 0], "it works as it was meant");
+    let (message, _) = bench.conflict(&Request { name: None, ..dmz() });
+    assert!(message.contains("rule 1 (dmz)"), "{message}");
+    for (external, target) in [("wan:1-1000", "10.0.0.10:1-1000"), ("wan:1-65535", "10.0.0.10:80")] {
+        let refusal = bench.refusal(&Request { dmz: true, ..request("tcp", external, target) }).to_string();
+        assert!(refusal.contains("wan:1-65535 10.0.0.10:1-65535"), "{refusal}");
+    }
+    let change = bench.set("dmz", Request { enabled: Some(false), ..Request::default() }).unwrap();
+    assert!(change.dmz, "what is not said stays");
+}
+
+#[test]
+fn other_rules_and_a_dmz_host_do_not_get_in_each_others_way() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    bench.add(&dmz()).unwrap();
+    bench.add(&Request { replace: true, ..request("tcp", "wan:22", "10.0.0.11:22") }).unwrap();
+    assert_eq!(bench.controller.rules.len(), 3);
+    let wan: IpAddr = "203.0.113.10".parse().unwrap();
+    for slot in 0..3 {
+        assert_eq!(bench.kernel(slot).externals, [wan]);
+        assert_eq!(bench.kernel(slot).dmz, slot == 1);
+    }
+}
+
+#[test]
+fn services_of_the_router_are_no_obstacle_to_a_dmz_host() {
+    let mut bench = bench();
+    bench.controller.machine.find_listeners = somebody;
+    let rule = bench.add(&dmz()).unwrap();
+    assert!(rule.warnings.iter().all(|warning| !warning.contains("sshd")), "{:?}", rule.warnings);
+}

@@ -100,7 +100,11 @@ pub fn of_rule(
     }
     warnings.extend(of_egress(spec.target.address, settings, network, egress));
     let own = conflict::external_addresses(spec, network);
-    if own.iter().any(|address| network.owns(*address)) && ephemeral.has_one_of(spec.external.ports) {
+    // A DMZ host leaves the router's own connections alone.
+    if !spec.dmz
+        && own.iter().any(|address| network.owns(*address))
+        && ephemeral.has_one_of(spec.external.ports)
+    {
         let ports = spec.external.ports;
         warnings.push(format!(
             "the router opens connections of its own from ports of {ports}, whose answers the rule would take: sysctl -w net.ipv4.ip_local_reserved_ports={ports}, beside what is reserved already"
@@ -169,6 +173,17 @@ impl EphemeralPorts {
         (ports.first.max(first)..=ports.last.min(last))
             .any(|port| !self.reserved.iter().any(|reserved| reserved.contains(port)))
     }
+}
+
+/// Says what a DMZ host means.
+pub fn of_exposing(spec: &Spec) -> Option<String> {
+    spec.dmz.then(|| {
+        let whom = if spec.allow.is_empty() { "everyone" } else { "its allow list" };
+        format!(
+            "it exposes every port of {} to {whom}, but for those of {} that another rule or the router itself has: add rules for what is needed instead, if you can",
+            spec.target.address, spec.external
+        )
+    })
 }
 
 /// Says that a rule which was for some is for everyone now: an empty list may be a slip.

@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::DEFAULT_SOCKET;
-use crate::rule::{AllowList, Invalid, Limits, Request, Via, parse_date};
+use crate::rule::{AllowList, Invalid, LimitsRequest, Request, Via, parse_date, quoted};
 
 /// Sees to the port mappings of a running forwarderd
 #[derive(Debug, Parser)]
@@ -95,6 +95,10 @@ pub struct Add {
     /// Hosts inside may not reach the external address
     #[arg(long)]
     pub no_hairpin: bool,
+    /// Make the target a DMZ host: all ports, written as 1-65535, that no other rule and no service
+    /// of the router has. Risky: needs --review-by, or --force
+    #[arg(long)]
+    pub dmz: bool,
     /// Keep it without letting it forward yet
     #[arg(long)]
     pub disabled: bool,
@@ -152,19 +156,20 @@ pub struct Options {
     /// up to the next option: write it last
     #[arg(long, value_name = "CIDR", num_args = 1.., value_delimiter = ',')]
     pub allow: Vec<String>,
-    /// Most sessions at once (not built yet: refused)
+    /// Most established sessions at once, beyond which new ones are dropped; `none`: no limit
     #[arg(long, value_name = "N")]
-    pub max_sessions: Option<u64>,
-    /// Most sessions at once of one source (not built yet: refused)
+    pub max_sessions: Option<String>,
+    /// Most established sessions at once of one source address; `none`: no limit
     #[arg(long, value_name = "N")]
-    pub max_sessions_per_source: Option<u64>,
-    /// Most new sessions a second (not built yet: refused)
+    pub max_sessions_per_source: Option<String>,
+    /// Most new sessions a second, half-open ones too; `none`: no limit
     #[arg(long, value_name = "N")]
-    pub new_per_second: Option<u64>,
+    pub new_per_second: Option<String>,
     /// Which way its packets take
     #[arg(long)]
     pub via: Option<Way>,
-    /// Take the port although a service of the router listens on it
+    /// Take the port although a service of the router listens on it; expose a DMZ host without a
+    /// review date
     #[arg(long)]
     pub force: bool,
 }
@@ -222,6 +227,7 @@ impl Add {
             lifetime: self.lifetime.as_deref().map(str::parse).transpose()?,
             hairpin: self.no_hairpin.then_some(false),
             enabled: self.disabled.then_some(false),
+            dmz: self.dmz,
             replace: self.replace,
             ..self.options.request()?
         };
@@ -250,6 +256,17 @@ impl Set {
     }
 }
 
+/// A limit, or `none` for none.
+fn limit(name: &str, text: Option<&str>) -> Result<Option<Option<u64>>, Invalid> {
+    match text {
+        None => Ok(None),
+        Some("none") => Ok(Some(None)),
+        Some(text) => text.parse().map(|limit| Some(Some(limit))).map_err(|_| {
+            Invalid(format!("{name} {} is not a number: write 1 or more, or none", quoted(text)))
+        }),
+    }
+}
+
 fn switched(on: bool, off: bool) -> Option<bool> {
     (on || off).then_some(on)
 }
@@ -259,10 +276,13 @@ impl Options {
         if let Some(date) = self.review_by.as_deref().filter(|date| !date.is_empty()) {
             parse_date(date)?;
         }
-        let limits = Limits {
-            max_sessions: self.max_sessions,
-            max_sessions_per_source: self.max_sessions_per_source,
-            new_per_second: self.new_per_second,
+        let limits = LimitsRequest {
+            max_sessions: limit("max-sessions", self.max_sessions.as_deref())?,
+            max_sessions_per_source: limit(
+                "max-sessions-per-source",
+                self.max_sessions_per_source.as_deref(),
+            )?,
+            new_per_second: limit("new-per-second", self.new_per_second.as_deref())?,
         };
         Ok(Request {
             name: self.name.clone(),
@@ -273,7 +293,7 @@ impl Options {
                 [] => None,
                 networks => Some(AllowList::parse(networks.iter().map(String::as_str))?),
             },
-            limits: (limits != Limits::default()).then_some(limits),
+            limits: (limits != LimitsRequest::default()).then_some(limits),
             via: self.via.map(|way| match way {
                 Way::Fast => Via::Fast,
                 Way::Stack => Via::Stack,
@@ -312,7 +332,8 @@ mod tests {
     fn all_options_arrive() {
         let request = read(
             "add tcp+udp wan:80-81 10.0.0.10:80-81 --name web --owner ops --purpose site --review-by 2030-01-01 \
-             --lifetime 12h --allow 192.0.2.0/24,198.51.100.7 203.0.113.0/24 --no-hairpin --via fast --disabled --force --replace",
+             --lifetime 12h --allow 192.0.2.0/24,198.51.100.7 203.0.113.0/24 --no-hairpin --via fast --disabled --force --replace \
+             --max-sessions 9 --max-sessions-per-source 3 --new-per-second 2",
         )
         .unwrap();
         assert_eq!(
@@ -322,6 +343,7 @@ mod tests {
                 "owner": "ops", "purpose": "site", "review_by": "2030-01-01", "lifetime": "12h",
                 "allow": ["192.0.2.0/24", "198.51.100.7/32", "203.0.113.0/24"], "hairpin": false, "via": "fast", "enabled": false,
                 "force": true, "replace": true,
+                "limits": { "max_sessions": 9, "max_sessions_per_source": 3, "new_per_second": 2 },
             })
         );
     }
@@ -332,6 +354,11 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&request).unwrap(),
             serde_json::json!({ "enabled": true, "allow": [], "lifetime": "never", "cut": true })
+        );
+        let request = read("set web --max-sessions none").unwrap();
+        assert_eq!(
+            serde_json::to_value(&request).unwrap(),
+            serde_json::json!({ "limits": { "max_sessions": null } })
         );
         assert!(read("set web").is_err());
         assert!(read("set web --enabled --disabled").unwrap_err().starts_with("usage"));
@@ -375,9 +402,9 @@ mod tests {
             "add tcp wan:80 10.0.0.1:80 --review-by soon",
             "add tcp wan:80 10.0.0.1:80 --allow 10.0.0.0/33",
             "add tcp wan:80 10.0.0.1:80 --name 12",
-            "add tcp wan:80 10.0.0.1:80 --max-sessions 5",
-            "add tcp wan:80 10.0.0.1:80 --max-sessions-per-source 5",
-            "add tcp wan:80 10.0.0.1:80 --new-per-second 5",
+            "add tcp wan:80 10.0.0.1:80 --max-sessions 0",
+            "add tcp wan:80 10.0.0.1:80 --max-sessions-per-source many",
+            "add tcp wan:80 10.0.0.1:80 --new-per-second 1000001",
             "add tcp wan:80 10.0.0.1:80 --via stack",
             "set web --target nowhere",
             "set web --lifetime 0s",

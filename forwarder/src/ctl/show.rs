@@ -59,7 +59,7 @@ pub fn list(rules: &[RuleView], now: Timestamp, terminal: Terminal) -> String {
             rule.id.into(),
             rule.name.as_deref().unwrap_or("-").into(),
             rule.protocol.into(),
-            (&rule.external).into(),
+            external(rule).into(),
             rule.target.into(),
             allowed(&rule.allow).into(),
             marked(rule),
@@ -84,7 +84,7 @@ pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
         ("id", rule.id.into()),
         ("name", or_none(&rule.name).into()),
         ("protocol", rule.protocol.into()),
-        ("external", (&rule.external).into()),
+        ("external", external(rule).into()),
         ("target", rule.target.into()),
         ("state", state(rule.state)),
     ];
@@ -95,7 +95,7 @@ pub fn rule(rule: &RuleView, now: Timestamp, terminal: Terminal) -> String {
     facts.extend([
         ("expires", Field::from(human::end(rule.expires_at, now) + &end)),
         ("allow", (&rule.allow).into()),
-        ("limits", limits(&rule.limits).into()),
+        ("limits", limits(&rule.limits, counters.sessions_active).into()),
         ("hairpin", if rule.hairpin { "yes" } else { "no" }.into()),
         ("via", format!("{:?}", rule.via).to_lowercase().into()),
         ("owner", or_none(&rule.owner).into()),
@@ -262,11 +262,17 @@ fn carried(packets: u64, bytes: u64) -> String {
     format!("{packets} packet{}, {}", if packets == 1 { "" } else { "s" }, human::bytes(bytes))
 }
 
-fn limits(limits: &Limits) -> String {
+/// Where a rule is reached; of a DMZ host, at what others leave.
+fn external(rule: &RuleView) -> String {
+    format!("{}{}", rule.external, if rule.dmz { " (DMZ)" } else { "" })
+}
+
+/// A rule's limits, and how much of them is in use.
+fn limits(limits: &Limits, sessions: u64) -> String {
     let named = [
-        ("sessions", limits.max_sessions),
-        ("sessions a source", limits.max_sessions_per_source),
-        ("new a second", limits.new_per_second),
+        (format!("sessions ({sessions} in use)"), limits.max_sessions),
+        ("sessions a source".to_owned(), limits.max_sessions_per_source),
+        ("new a second".to_owned(), limits.new_per_second),
     ];
     let set: Vec<String> =
         named.iter().filter_map(|(name, limit)| limit.map(|limit| format!("{limit} {name}"))).collect();

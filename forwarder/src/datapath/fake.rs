@@ -92,6 +92,12 @@ impl Datapath for FakeDatapath {
         Ok(counters)
     }
 
+    fn refused(&mut self, slot: u32) -> Result<u64> {
+        let state = self.state();
+        let dropped = state.counters.get(&slot).map(|counters| &counters.dropped);
+        Ok(dropped.into_iter().flatten().map(|(_, packets)| packets).sum())
+    }
+
     fn flows(&mut self) -> Result<Vec<FlowRecord>> {
         Ok(self.state().flows.clone())
     }

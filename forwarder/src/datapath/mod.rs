@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Network;
-use crate::rule::{PortRange, Protocol};
+use crate::rule::{Limits, PortRange, Protocol};
 
 /// How a data path is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +120,9 @@ pub struct KernelRule {
     pub hairpin: bool,
     /// Sources that may use the rule; empty: everyone.
     pub allow: Vec<IpNet>,
+    pub limits: Limits,
+    /// It yields its ports to all other rules, and to the host's sockets.
+    pub dmz: bool,
     /// The packet path refuses and cuts from this moment on, whether or not a controller runs.
     pub expires_at: Option<Timestamp>,
     /// Flows of another epoch are cut.
@@ -229,6 +232,10 @@ pub trait Datapath: Send {
     fn collect(&mut self) -> Result<()>;
 
     fn counters(&mut self, slot: u32) -> Result<RuleCounters>;
+
+    /// Packets that a rule's limits have refused.
+    fn refused(&mut self, slot: u32) -> Result<u64>;
+
     fn flows(&mut self) -> Result<Vec<FlowRecord>>;
     fn reasons(&mut self) -> Result<Vec<ReasonCount>>;
     fn interfaces(&self) -> Vec<InterfaceStatus>;

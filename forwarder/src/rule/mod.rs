@@ -27,7 +27,7 @@ pub use lifetime::{Lifetime, now, parse_duration};
 pub use ports::PortRange;
 pub use protocol::Protocol;
 pub use reference::RuleRef;
-pub use spec::{Limits, Request, Spec, Via, parse_date};
+pub use spec::{Limits, LimitsRequest, Request, Spec, Via, parse_date};
 pub use view::{Counters, RuleView, State};
 
 /// Number of a rule, never given twice.
@@ -59,8 +59,8 @@ impl Rule {
 
     /// Whether it would be reached elsewhere with this spec.
     pub fn moves_to(&self, spec: &Spec) -> bool {
-        let old = &self.spec;
-        (&old.external, old.protocol, old.family()) != (&spec.external, spec.protocol, spec.family())
+        let place = |spec: &Spec| (spec.external.clone(), spec.protocol, spec.family(), spec.dmz);
+        place(&self.spec) != place(spec)
     }
 }
 

@@ -13,6 +13,8 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    pub const ALL: Self = Self { first: 1, last: u16::MAX };
+
     pub fn new(first: u16, last: u16) -> Result<Self, Invalid> {
         if first == 0 {
             refuse!("port 0 cannot be mapped: ports are 1 to 65535");

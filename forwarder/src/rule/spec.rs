@@ -6,7 +6,7 @@ use jiff::civil::Date;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::{Invalid, quoted, refuse};
-use super::{AllowList, External, Family, Lifetime, Place, Protocol, Target, text};
+use super::{AllowList, External, Family, Lifetime, Place, PortRange, Protocol, Target, text};
 
 /// Which way the packets of a rule take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,52 @@ pub struct Limits {
     pub new_per_second: Option<u64>,
 }
 
+/// What a request says about limits: what is not said stays as it was, `null` takes a limit away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsRequest {
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "limit_or_null")]
+    pub max_sessions: Option<Option<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "limit_or_null")]
+    pub max_sessions_per_source: Option<Option<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "limit_or_null")]
+    pub new_per_second: Option<Option<u64>>,
+}
+
+impl LimitsRequest {
+    fn apply(&self, limits: &Limits) -> Limits {
+        Limits {
+            max_sessions: self.max_sessions.unwrap_or(limits.max_sessions),
+            max_sessions_per_source: self.max_sessions_per_source.unwrap_or(limits.max_sessions_per_source),
+            new_per_second: self.new_per_second.unwrap_or(limits.new_per_second),
+        }
+    }
+}
+
+impl Limits {
+    /// As many as a table could ever hold; a packet path that had to give out more turns a second than
+    /// this could not keep count.
+    const MOST: u64 = 1_000_000_000;
+    const MOST_PER_SECOND: u64 = 1_000_000;
+
+    fn check(&self) -> Result<(), Invalid> {
+        for (name, limit, most) in [
+            ("max-sessions", self.max_sessions, Self::MOST),
+            ("max-sessions-per-source", self.max_sessions_per_source, Self::MOST),
+            ("new-per-second", self.new_per_second, Self::MOST_PER_SECOND),
+        ] {
+            match limit {
+                Some(0) => refuse!("{name} 0 would let nobody in: write 1 to {most}, or none"),
+                Some(limit) if limit > most => {
+                    refuse!("{name} {limit} is too large: write 1 to {most}, or none")
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Everything about a rule that its user decides, apart from its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +88,9 @@ pub struct Spec {
     pub allow: AllowList,
     pub limits: Limits,
     pub hairpin: bool,
+    /// All ports of its external address that nobody else has go to the target.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dmz: bool,
     pub via: Via,
     pub enabled: bool,
     pub owner: Option<String>,
@@ -68,7 +117,7 @@ pub struct Request {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub allow: Option<AllowList>,
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
-    pub limits: Option<Limits>,
+    pub limits: Option<LimitsRequest>,
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub hairpin: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
@@ -85,6 +134,9 @@ pub struct Request {
     /// `90s`, `10m`, `12h`, `30d`, or `never`.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
     pub lifetime: Option<Lifetime>,
+    /// When adding: makes the target a DMZ host, which has all ports that nobody else takes.
+    #[serde(skip_serializing_if = "is_false")]
+    pub dmz: bool,
     /// Takes a port although a service of the router listens on it.
     #[serde(skip_serializing_if = "is_false")]
     pub force: bool,
@@ -99,6 +151,10 @@ pub struct Request {
 /// Rules are shown with `null` for a text that they do not have.
 fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Option::<String>::deserialize(deserializer).map(|text| Some(text.unwrap_or_default()))
+}
+
+fn limit_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// A `null` must not pass for "as it was".
@@ -122,6 +178,7 @@ impl Request {
             allow: AllowList::default(),
             limits: Limits::default(),
             hairpin: true,
+            dmz: self.dmz,
             via: Via::default(),
             enabled: true,
             owner: None,
@@ -135,7 +192,7 @@ impl Request {
     /// all nobody gets in whom the old rule kept out.
     pub fn spec_in_place_of(&self, old: &Spec) -> Result<Spec, Invalid> {
         let (protocol, external, target) = self.mapping()?;
-        self.apply(&Spec { protocol, external, target, ..old.clone() })
+        self.apply(&Spec { protocol, external, target, dmz: self.dmz, ..old.clone() })
     }
 
     fn mapping(&self) -> Result<(Protocol, External, Target), Invalid> {
@@ -154,6 +211,9 @@ impl Request {
     pub fn changed_spec(&self, spec: &Spec) -> Result<Spec, Invalid> {
         if self.protocol.is_some() || self.external.is_some() {
             refuse!("protocol and external of a rule stay: delete it and add another");
+        }
+        if self.dmz && !spec.dmz {
+            refuse!("dmz belongs to adding a rule: delete this one and add another");
         }
         if self.replace {
             refuse!("replace belongs to adding a rule: leave it out of a change");
@@ -178,8 +238,9 @@ impl Request {
             external: spec.external.clone(),
             target: self.target.unwrap_or(spec.target),
             allow: self.allow.clone().unwrap_or_else(|| spec.allow.clone()),
-            limits: self.limits.unwrap_or(spec.limits),
+            limits: self.limits.unwrap_or_default().apply(&spec.limits),
             hairpin: self.hairpin.unwrap_or(spec.hairpin),
+            dmz: spec.dmz,
             via: self.via.unwrap_or(spec.via),
             enabled: self.enabled.unwrap_or(spec.enabled),
             owner: text(&self.owner, &spec.owner),
@@ -230,8 +291,19 @@ impl Spec {
                 "external has {outside} port(s) and target {inside}: make the ranges equally long, or give one target port"
             );
         }
+        self.check_dmz()?;
         self.check_allow()?;
+        self.limits.check()?;
         self.check_enforced()
+    }
+
+    fn check_dmz(&self) -> Result<(), Invalid> {
+        let external = External { ports: PortRange::ALL, ..self.external.clone() };
+        let target = Target { ports: PortRange::ALL, ..self.target };
+        if self.dmz && (&self.external, self.target) != (&external, target) {
+            refuse!("a DMZ host has all ports: write {external} {target}");
+        }
+        Ok(())
     }
 
     /// A list without a network of the rule's family would let nobody in.
@@ -262,9 +334,6 @@ impl Spec {
 
     /// Refuses what the packet path would not keep, rather than take it and not do it.
     fn check_enforced(&self) -> Result<(), Invalid> {
-        if self.limits != Limits::default() {
-            refuse!("limits on sessions are not enforced yet: leave them out");
-        }
         if self.via == Via::Stack {
             refuse!("via stack is not built yet: leave it out, or write via fast");
         }
@@ -389,13 +458,36 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_refused_and_not_forgotten() {
-        let limits = Limits { new_per_second: Some(5), ..Limits::default() };
-        let limited = Request { limits: Some(limits), ..request("wan:80", "10.0.0.10:80") };
-        assert!(limited.new_spec().unwrap_err().to_string().contains("not enforced yet"));
         let stack = Request { via: Some(Via::Stack), ..request("wan:80", "10.0.0.10:80") };
         assert!(stack.new_spec().unwrap_err().to_string().contains("not built yet"));
         let hairpin = Request { hairpin: Some(false), ..request("wan:80", "10.0.0.10:80") };
         assert!(!hairpin.new_spec().unwrap().hairpin);
+    }
+
+    #[test]
+    fn a_limit_is_one_at_least_and_is_changed_by_itself() {
+        let limited = |text: &str| Request {
+            limits: Some(serde_json::from_str(text).unwrap()),
+            ..request("wan:80", "10.0.0.10:80")
+        };
+        let spec = limited(r#"{"max_sessions": 5, "new_per_second": 1000000}"#).new_spec().unwrap();
+        let change = |text: &str| {
+            let limits = Some(serde_json::from_str(text).unwrap());
+            Request { limits, ..Request::default() }.changed_spec(&spec).unwrap().limits
+        };
+        assert_eq!(change("{}"), spec.limits);
+        assert_eq!(change(r#"{"max_sessions": 7}"#), Limits { max_sessions: Some(7), ..spec.limits });
+        assert_eq!(change(r#"{"max_sessions": null}"#), Limits { max_sessions: None, ..spec.limits });
+        for bad in [
+            r#"{"max_sessions": 0}"#,
+            r#"{"max_sessions_per_source": 0}"#,
+            r#"{"new_per_second": 0}"#,
+            r#"{"max_sessions": 1000000001}"#,
+            r#"{"new_per_second": 1000001}"#,
+        ] {
+            let refusal = limited(bad).new_spec().unwrap_err().to_string();
+            assert!(refusal.contains("write 1 to"), "{refusal}");
+        }
     }
 
     #[test]

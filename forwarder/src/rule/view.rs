@@ -70,6 +70,8 @@ pub struct RuleView {
     pub allow: AllowList,
     pub limits: Limits,
     pub hairpin: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dmz: bool,
     pub via: Via,
     pub enabled: bool,
     pub owner: Option<String>,
@@ -107,6 +109,7 @@ impl RuleView {
             allow: spec.allow,
             limits: spec.limits,
             hairpin: spec.hairpin,
+            dmz: spec.dmz,
             via: spec.via,
             enabled: spec.enabled,
             owner: spec.owner,

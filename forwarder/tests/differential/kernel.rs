@@ -16,12 +16,13 @@ use forwarder_common::{
     layout::{Count, Hook, Interface, REASON_COUNTERS, RuleCounters, Settings, reason_index},
     model::{
         Counts, Tables,
-        scenario::{CLIENT, CLIENT_MAC, GATEWAY, OTHER_SERVER, Router, SERVER, SERVER_MAC, W},
+        scenario::{CLIENT, CLIENT_MAC, DMZ_PORTS, GATEWAY, OTHER_SERVER, Router, SERVER, SERVER_MAC, W},
         twin,
     },
     pipeline::Outcome,
     reason::Reason,
     rule::{ALLOW_LIST_BITS, AllowKey, MAPPED_BITS, Page, PageKey, Rule},
+    sessions::SessionsKey,
 };
 use testbed::{End, Host, veth};
 
@@ -91,12 +92,16 @@ impl Tabled for Ipv6 {
 
 pub struct Kernel {
     host: Host,
+    /// The host's own.
+    _sockets: (std::net::TcpListener, std::net::UdpSocket),
     /// What the router's interfaces lead to.
     _peers: [Host; 2],
     router: Router,
     ebpf: Ebpf,
     ipv4: Maps<Ipv4>,
     ipv6: Maps<Ipv6>,
+    sessions: HashMap<MapData, SessionsKey, i64>,
+    due: Array<MapData, u64>,
     host_sessions: HashMap<MapData, FlowKey<Ipv6>, u64>,
     reasons: PerCpuArray<MapData, Count>,
     rules: PerCpuArray<MapData, RuleCounters>,
@@ -140,7 +145,15 @@ impl Kernel {
             map.insert(address.mapped(), roles, 0).unwrap();
             map.insert(Ipv6::new(twin(address.bytes())), roles, 0).unwrap();
         }
+        let bind = |port| {
+            let address = ("::", port);
+            (std::net::TcpListener::bind(address).unwrap(), std::net::UdpSocket::bind(address).unwrap())
+        };
+        let sockets = host.run(|| bind(DMZ_PORTS.1));
         Self {
+            _sockets: sockets,
+            sessions: ebpf.take_map("SESSIONS").unwrap().try_into().unwrap(),
+            due: ebpf.take_map("DUE").unwrap().try_into().unwrap(),
             ipv4: Maps::take(&mut ebpf, ""),
             ipv6: Maps::take(&mut ebpf, "_IPV6"),
             host_sessions: ebpf.take_map("HOST_SESSIONS").unwrap().try_into().unwrap(),
@@ -170,6 +183,10 @@ impl Kernel {
     pub fn clear(&mut self) {
         self.ipv4.clear();
         self.ipv6.clear();
+        let counts: Vec<_> = self.sessions.keys().collect::<Result<_, _>>().unwrap();
+        for key in counts {
+            self.sessions.remove(&key).unwrap();
+        }
         let sessions: Vec<_> = self.host_sessions.keys().collect::<Result<_, _>>().unwrap();
         for key in sessions {
             self.host_sessions.remove(&key).unwrap();
@@ -180,6 +197,7 @@ impl Kernel {
             self.reasons.set(index, zeroes, 0).unwrap();
         }
         for slot in 0..RULES {
+            self.due.set(slot, 0, 0).unwrap();
             let zeroes = PerCpuValues::try_from(vec![RuleCounters::ZERO; cpus]).unwrap();
             self.rules.set(slot, zeroes, 0).unwrap();
         }
@@ -226,6 +244,12 @@ impl Kernel {
             }
             if let Some((key, flow)) = left.iter().next() {
                 return Err(format!("{name}: only the host has {key:?} {flow:?}"));
+            }
+        }
+        for (key, count) in &model.sessions {
+            let counted = self.sessions.get(key, 0).unwrap_or(0);
+            if counted != *count {
+                return Err(format!("sessions of {key:?}: host {count}, kernel {counted}"));
             }
         }
         Ok(())
@@ -354,10 +378,20 @@ fn load() -> anyhow::Result<Ebpf> {
     std::fs::create_dir_all(pins)?;
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(pins);
-    for map in ["RULES", "PROBES", "RULE_COUNTERS"] {
+    for map in ["RULES", "PROBES", "RULE_COUNTERS", "DUE"] {
         loader.map_max_entries(map, RULES);
     }
-    for map in ["PORTS", "ROLES", "ALLOW", "FLOWS", "HALF_OPEN", "FLOWS_IPV6", "HALF_OPEN_IPV6"] {
+    for map in [
+        "PORTS",
+        "ROLES",
+        "ALLOW",
+        "FLOWS",
+        "HALF_OPEN",
+        "FLOWS_IPV6",
+        "HALF_OPEN_IPV6",
+        "SESSIONS",
+        "CORRECTIONS",
+    ] {
         loader.map_max_entries(map, 1 << 16);
     }
     let mut ebpf = loader.load(object())?;

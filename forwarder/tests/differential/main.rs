@@ -96,9 +96,15 @@ fn compare(hook: Hook, flags: u8) {
 fn must_occur(hook: Hook, flags: u8) -> &'static [Reason] {
     match hook {
         Hook::Xdp if flags & XDP_TARGET == 0 => &[Reason::LeftToTc],
-        Hook::Xdp => {
-            &[Reason::Forwarded, Reason::LeftUnresolved, Reason::NotAllowed, Reason::NoFlow, Reason::Spoofed]
-        }
+        Hook::Xdp => &[
+            Reason::Forwarded,
+            Reason::LeftUnresolved,
+            Reason::NotAllowed,
+            Reason::NoFlow,
+            Reason::Spoofed,
+            Reason::SourceLimit,
+            Reason::RateLimit,
+        ],
         Hook::TcIngress => {
             &[Reason::Forwarded, Reason::Resolving, Reason::TooBig, Reason::TranslatedForHost, Reason::Held]
         }

@@ -110,7 +110,9 @@ impl Random {
     }
 
     fn inward<A: Family>(&mut self, router: &Router, flows: &Tables<A>) -> FrameSpec {
-        let rule = self.pick(RULES);
+        // Often the one that counts its sessions: most frames are of no session.
+        let limited = RULES.iter().find(|rule| rule.limits.0 != 0).filter(|_| self.chance(4));
+        let rule = limited.copied().unwrap_or_else(|| self.pick(RULES));
         let ports =
             [rule.ports.0, rule.ports.1, rule.ports.0 / 2 + rule.ports.1 / 2, rule.ports.1.wrapping_add(1)];
         let client =

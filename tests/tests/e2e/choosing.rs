@@ -281,3 +281,67 @@ for_each_family! {
         assert_eq!(bed.stats().unwrap().dropped(), 0);
     }
 }
+
+for_each_datapath! {
+    /// Row 23.
+    fn a_dmz_host_gets_what_no_rule_and_no_service_of_the_router_takes(bed = two_servers()) {
+        let own = (
+            TcpServer::greeting(&bed.router, "0.0.0.0:22", "router").unwrap(),
+            UdpServer::echo(&bed.router, "203.0.113.1:53", "router").unwrap(),
+        );
+        let at_target = ["22", "80", "8080"].map(|port| {
+            let at = format!("10.0.0.10:{port}");
+            (TcpServer::greeting(bed.server(), &at, "dmz").unwrap(), UdpServer::echo(bed.server(), &at, "dmz").unwrap())
+        });
+        let other = UdpServer::echo(bed.at("10.0.0.11"), "10.0.0.11:80", "other").unwrap();
+        let asked = |to: &str| udp_ask(&udp_socket(&bed.client, "0.0.0.0:0").unwrap(), to, "x").unwrap();
+        add(bed, "tcp+udp 203.0.113.1:1-65535 10.0.0.10:1-65535 --dmz --review-by 2100-01-01 --name dmz");
+        let shown = bed.ctl(&["list"]).unwrap();
+        assert!(shown.contains("203.0.113.1:1-65535 (DMZ)"), "{shown}");
+
+        assert_eq!(greeting(bed, W8080), "dmz");
+        assert_eq!(asked("203.0.113.1:80"), "dmz x");
+        assert_eq!(greeting(bed, "203.0.113.1:22"), "router");
+        assert_eq!(asked("203.0.113.1:53"), "router x");
+
+        // The router's own connections get their answers, also from where its sockets are not bound.
+        let abroad = TcpServer::greeting(&bed.client, "203.0.113.2:7000", "abroad").unwrap();
+        let mut line = String::new();
+        BufReader::new(connect(&bed.router, "203.0.113.2:7000").unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "abroad\n");
+        let echo = UdpServer::echo(&bed.client, "203.0.113.2:7000", "abroad").unwrap();
+        let socket = udp_socket(&bed.router, "0.0.0.0:0").unwrap();
+        assert_eq!(udp_ask(&socket, "203.0.113.2:7000", "x").unwrap(), "abroad x");
+
+        // A rule takes its port away, at once also from who uses it.
+        let socket = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        (0..2).for_each(|_| assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "dmz x"));
+        add(bed, "udp 203.0.113.1:8080 10.0.0.11:80 --name other");
+        assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "other x");
+        assert_eq!(greeting(bed, W8080), "dmz");
+        bed.ctl(&["del", "other"]).unwrap();
+        assert_eq!(udp_ask(&socket, W8080, "x").unwrap(), "dmz x");
+
+        // A service that ends leaves its port to the host.
+        drop(own);
+        assert_eq!(greeting(bed, "203.0.113.1:22"), "dmz");
+        drop((at_target, other, abroad, echo));
+    }
+}
+
+for_each_datapath! {
+    /// Rows 17, 19 and 23.
+    fn a_dmz_host_is_reached_from_inside_and_by_its_allow_list(bed = two_servers()) {
+        add(bed, "udp 203.0.113.1:1-65535 10.0.0.10:1-65535 --dmz --force --name dmz");
+        let own = UdpServer::echo(&bed.router, "203.0.113.1:53", "router").unwrap();
+        let server = UdpServer::echo(bed.server(), "10.0.0.10:8080", "dmz").unwrap();
+        let inside = udp_socket(bed.at("10.0.0.11"), "0.0.0.0:0").unwrap();
+        assert_eq!(udp_ask(&inside, W8080, "x").unwrap(), "dmz x");
+        assert_eq!(udp_ask(&inside, "203.0.113.1:53", "x").unwrap(), "router x");
+        bed.ctl(&["set", "dmz", "--allow", "10.0.0.11"]).unwrap();
+        let outside = udp_socket(&bed.client, "0.0.0.0:0").unwrap();
+        assert!(answers(&inside, W8080) && !answers(&outside, W8080));
+        assert!(answers(&outside, "203.0.113.1:53"));
+        drop((own, server));
+    }
+}

@@ -78,7 +78,9 @@ fn bad_rules_are_refused_in_one_line_and_change_nothing() {
         (&["tcp", W8080, "255.255.255.255:80"], &["255.255.255.255"]),
         (&["tcp", "127.0.0.1:8080", TARGET], &["127.0.0.1"]),
         (&["tcp", "0.0.0.0:8080", TARGET], &["0.0.0.0"]),
-        (&["tcp", W8080, TARGET, "--max-sessions", "0"], &[]),
+        (&["tcp", W8080, TARGET, "--max-sessions", "0"], &["write 1 to", "none"]),
+        (&["tcp", W8080, TARGET, "--max-sessions", "many"], &["many", "none"]),
+        (&["tcp", "203.0.113.1:1-65535", "10.0.0.10:1-65535", "--dmz"], &["--review-by"]),
     ];
     for (arguments, words) in cases {
         let output = bed.ctl_output(&[&["add"], *arguments].concat()).unwrap();
@@ -139,7 +141,6 @@ fn wrong_usage_and_no_controller_have_their_own_exit_codes() {
         &["add"],
         &["add", "tcp"],
         &["add", "tcp", W8080, TARGET, "--colour"],
-        &["add", "tcp", W8080, TARGET, "--max-sessions", "many"],
         &["renew", "1"],
         &["del"],
         &["--json"],

@@ -10,6 +10,7 @@ mod netfilter;
 mod owner;
 mod roles;
 mod rules;
+mod sessions;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -281,11 +282,16 @@ impl Datapath for KernelDatapath {
     fn reconcile(&mut self, wanted: &[KernelRule]) -> Result<()> {
         self.roles.follow_rules(wanted)?;
         self.host_sessions.spare(wanted);
-        self.rules.reconcile(wanted)
+        self.rules.reconcile(wanted)?;
+        if self.rules.take_yielded() {
+            self.flows.yield_ports(&self.rules)?;
+        }
+        let uncounted = self.rules.take_uncounted();
+        self.flows.recount(&uncounted, &self.rules)
     }
 
     fn cut_flows(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
-        self.flows.cut(slot, keep)
+        self.flows.cut(slot, keep, &self.rules)
     }
 
     fn network_changed(&mut self, network: &Network) -> Result<()> {
@@ -315,6 +321,12 @@ impl Datapath for KernelDatapath {
             sessions_total: counters.sessions,
             dropped: reasons.zip(counters.dropped).filter(|(_, packets)| *packets > 0).collect(),
         })
+    }
+
+    fn refused(&mut self, slot: u32) -> Result<u64> {
+        let dropped = self.rules.counters(slot)?.dropped;
+        let of = |reason: Reason| dropped.get(reason as usize - Reason::FIRST_DROP).copied().unwrap_or(0);
+        Ok([Reason::SessionLimit, Reason::SourceLimit, Reason::RateLimit].map(of).iter().sum())
     }
 
     fn flows(&mut self) -> Result<Vec<FlowRecord>> {

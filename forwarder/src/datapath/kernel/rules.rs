@@ -1,7 +1,7 @@
 //! Keeps the kernel's rule lines, ports and allow lists equal to what is wanted.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -11,7 +11,8 @@ use aya::{
     maps::{self, Array, MapData, PerCpuArray, PerCpuValues, lpm_trie},
 };
 use forwarder_common::{
-    address::{Address as _, Ipv4, Ipv6},
+    address::{Address, Ipv4, Ipv6},
+    flow::{FlowKey, Tuple},
     layout::RuleCounters,
     rule::{self, ALLOW_LIST_BITS, AllowKey, MAPPED_BITS, Page, PageKey},
     wire::{tcp, udp},
@@ -21,7 +22,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{clock::Offset, take};
 use crate::{
     datapath::{Epoch, KernelRule},
-    rule::{PortRange, Protocol},
+    rule::{Limits, PortRange, Protocol},
 };
 
 type Line = rule::Rule;
@@ -38,7 +39,9 @@ const EMPTY: Line = Line {
     target_port: 0,
     external_port: 0,
     external_last: 0,
-    padding: 0,
+    max_sessions: 0,
+    max_sessions_per_source: 0,
+    new_per_second: 0,
 };
 
 /// The lines of all slots, for a look at many flows.
@@ -48,6 +51,10 @@ impl Lines {
     /// The line of a slot, if there may be a rule.
     pub fn get(&self, slot: u32) -> Option<&Line> {
         self.0.get(slot as usize)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Line> {
+        self.0.iter()
     }
 }
 
@@ -65,6 +72,10 @@ pub struct RuleTables {
     next_list: u32,
     /// Lists that no line names any more.
     stale_lists: Vec<(u32, Vec<IpNet>)>,
+    /// Slots of rules with sessions that nobody has counted, or that count no more.
+    uncounted: BTreeSet<u32>,
+    /// Ports that a rule with [`rule::DMZ`] has may have gone to another.
+    yielded: bool,
     /// The clocks' distance when the lines' expiries were written.
     offset: Offset,
 }
@@ -90,6 +101,8 @@ impl RuleTables {
             pages: HashMap::new(),
             next_list: 1,
             stale_lists: Vec::new(),
+            uncounted: BTreeSet::new(),
+            yielded: false,
             offset: Offset::now(),
         };
         tables.read().context("cannot read the rule maps")?;
@@ -127,6 +140,25 @@ impl RuleTables {
 
     pub fn capacity(&self) -> u32 {
         self.lines.len()
+    }
+
+    /// Gives the slots of rules whose sessions have to be counted anew, once.
+    pub fn take_uncounted(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.uncounted)
+    }
+
+    /// Whether a rule that yields its ports may have lost some, once.
+    pub fn take_yielded(&mut self) -> bool {
+        std::mem::take(&mut self.yielded)
+    }
+
+    /// Whether a rule has yielded a port, which is another's now.
+    pub fn has_yielded<A: Address>(&self, slot: u32, key: &FlowKey<A>) -> bool {
+        let Tuple { dst, dst_port, .. } = key.tuple;
+        let page = self.pages.get(&PageKey::new(dst.mapped(), key.protocol, dst_port.number()));
+        let owner = page.and_then(|page| page.slot(dst_port.number()));
+        let yields = |applied: &Applied| applied.line.flags & rule::DMZ != 0;
+        self.applied.get(&slot).is_some_and(yields) && owner.is_some_and(|owner| owner != slot)
     }
 
     /// Rules and pages in use.
@@ -229,6 +261,9 @@ impl RuleTables {
                 if before.line != line {
                     self.lines.set(wanted.slot, line, 0)?;
                 }
+                if changes_counts(&before.line, &line) {
+                    self.uncounted.insert(wanted.slot);
+                }
             }
             None => {
                 // A rule that comes back, after a change that failed, keeps its counters.
@@ -258,6 +293,7 @@ impl RuleTables {
             if self.pages.get(key) != Some(page) {
                 self.ports.insert(key, page, 0).context("cannot write the port map; is it full?")?;
                 self.pages.insert(*key, *page);
+                self.yielded = self.applied.values().any(|applied| applied.line.flags & rule::DMZ != 0);
             }
         }
         let gone: Vec<PageKey> = self.pages.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
@@ -324,9 +360,11 @@ fn same_expiry(before: &Applied, wanted: &KernelRule, line: &Line) -> bool {
 fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Line {
     let PortRange { first: target_port, last } = wanted.target_ports;
     let one = if target_port == last { rule::ONE_TARGET_PORT } else { 0 };
+    let dmz = if wanted.dmz { rule::DMZ } else { 0 };
+    let limited = if wanted.limits == Limits::default() { 0 } else { rule::LIMITED };
     Line {
         expires: wanted.expires_at.map_or(u64::MAX, |moment| offset.monotonic_of(moment)),
-        flags: rule::ACTIVE | one | if wanted.hairpin { rule::HAIRPIN } else { 0 },
+        flags: rule::ACTIVE | one | limited | dmz | if wanted.hairpin { rule::HAIRPIN } else { 0 },
         tcp_epoch: wanted.epoch.tcp,
         udp_epoch: wanted.epoch.udp,
         allow_list,
@@ -334,8 +372,22 @@ fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Line {
         target_port,
         external_port: wanted.external_ports.first,
         external_last: wanted.external_ports.last,
-        padding: 0,
+        max_sessions: limit(wanted.limits.max_sessions),
+        max_sessions_per_source: limit(wanted.limits.max_sessions_per_source),
+        new_per_second: limit(wanted.limits.new_per_second),
     }
+}
+
+/// Whether other sessions count from now on: those that began before the limit, hosts inside.
+fn changes_counts(before: &Line, line: &Line) -> bool {
+    let kinds = |line: &Line| (line.max_sessions != 0, line.max_sessions_per_source != 0);
+    line.counts_sessions()
+        && (kinds(before) != kinds(line) || (before.flags ^ line.flags) & rule::HAIRPIN != 0)
+}
+
+/// A limit as the line has it; what is beyond a number of the line limits nothing.
+fn limit(limit: Option<u64>) -> u32 {
+    limit.map_or(0, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
 }
 
 /// An address as the maps have it.
@@ -357,16 +409,57 @@ fn protocols(protocol: Protocol) -> &'static [u8] {
 /// The port map that leads to these rules.
 fn pages(rules: &[KernelRule]) -> Pages {
     let mut pages = Pages::new();
-    for rule in rules {
+    // Those that have what nobody else takes come last.
+    let (dmz, others): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.dmz);
+    for rule in others.into_iter().chain(dmz) {
         for address in &rule.externals {
             let address = mapped_address(*address);
             for &protocol in protocols(rule.protocol) {
                 for port in rule.external_ports.first..=rule.external_ports.last {
                     let page = pages.entry(PageKey::new(address, protocol, port)).or_insert(Page::EMPTY);
-                    page.slots[usize::from(port) % rule::PAGE_PORTS] = rule.slot + 1;
+                    let slot = &mut page.slots[usize::from(port) % rule::PAGE_PORTS];
+                    if *slot == 0 || !rule.dmz {
+                        *slot = rule.slot + 1;
+                    }
                 }
             }
         }
     }
     pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(slot: u32, ports: &str, dmz: bool) -> KernelRule {
+        KernelRule {
+            slot,
+            externals: vec!["203.0.113.1".parse().unwrap()],
+            protocol: Protocol::TcpUdp,
+            external_ports: ports.parse().unwrap(),
+            target: "10.0.0.10".parse().unwrap(),
+            target_ports: ports.parse().unwrap(),
+            hairpin: true,
+            allow: Vec::new(),
+            limits: Limits::default(),
+            dmz,
+            expires_at: None,
+            epoch: Epoch { tcp: 1, udp: 2 },
+        }
+    }
+
+    #[test]
+    fn a_dmz_host_has_the_ports_that_other_rules_leave_whichever_came_first() {
+        let (dmz, web) = (rule(0, "1-65535", true), rule(1, "80-99", false));
+        for rules in [[dmz.clone(), web.clone()], [web, dmz]] {
+            let pages = pages(&rules);
+            let owner = |port: u16| {
+                let key = PageKey::new(Ipv4::new([203, 0, 113, 1]).mapped(), tcp::NUMBER, port);
+                pages.get(&key).and_then(|page| page.slot(port))
+            };
+            assert_eq!([1, 79, 80, 99, 100, 65535].map(owner), [0, 0, 1, 1, 0, 0].map(Some));
+            assert_eq!(owner(0), None);
+        }
+    }
 }

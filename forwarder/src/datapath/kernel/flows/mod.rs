@@ -4,7 +4,7 @@ mod batch;
 mod table;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -14,12 +14,14 @@ use aya::Ebpf;
 use forwarder_common::{
     address::{Address, Ipv4, Ipv6},
     flow::{self, Flow, FlowKey, INWARD},
+    wire::tcp,
 };
-use table::{Moment, STAGES, Stage, Tables, is_live};
+use table::{Moment, STAGES, Stage, Tables, address, is_live};
 
 use super::{
     clock,
     rules::{Lines, RuleTables},
+    sessions::{SessionCounts, Tally},
 };
 use crate::datapath::{FlowRecord, TableFill, TableSizes, Timeouts};
 
@@ -33,6 +35,7 @@ const MAX_AGE: Duration = Duration::from_secs(1);
 pub struct FlowTables {
     ipv4: Tables<Ipv4>,
     ipv6: Tables<Ipv6>,
+    sessions: SessionCounts,
     timeouts: Timeouts,
     seen: Seen,
     collected_at: Option<Instant>,
@@ -75,11 +78,19 @@ impl Seen {
     }
 }
 
+/// Counts an established flow, if it is alive.
+fn take_in<A: Address>(tally: &mut Tally, key: &FlowKey<A>, flow: &Flow<A>, moment: Moment<'_>) {
+    if is_live(key, flow, moment) {
+        tally.see(key, flow, moment.lines);
+    }
+}
+
 impl FlowTables {
     pub fn open(ebpf: &mut Ebpf, timeouts: Timeouts) -> Result<Self> {
         Ok(Self {
             ipv4: Tables::open(ebpf, "")?,
             ipv6: Tables::open(ebpf, "_IPV6")?,
+            sessions: SessionCounts::open(ebpf)?,
             timeouts,
             seen: Seen::default(),
             collected_at: None,
@@ -106,15 +117,46 @@ impl FlowTables {
 
     /// Removes everything.
     pub fn clear(&mut self) -> Result<()> {
+        self.sessions.clear()?;
         self.ipv4.clear()?;
         self.ipv6.clear()
     }
 
     /// Cuts the flows of `slot` whose client `keep` refuses.
-    pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
+    pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool, rules: &RuleTables) -> Result<()> {
+        fn refused<A: Address>(
+            slot: u32,
+            keep: &dyn Fn(IpAddr) -> bool,
+        ) -> impl Fn(&FlowKey<A>, &Flow<A>) -> bool {
+            move |key, flow| flow.rule == slot && !keep(address(key.tuple.src))
+        }
         self.seen.at = None;
-        self.ipv4.cut(slot, keep)?;
-        self.ipv6.cut(slot, keep)
+        let lines = rules.lines();
+        self.ipv4.cut(refused(slot, keep), &lines, &mut self.sessions)?;
+        self.ipv6.cut(refused(slot, keep), &lines, &mut self.sessions)
+    }
+
+    /// Cuts the UDP flows of a DMZ host to ports that now are another rule's: that one is to work at
+    /// once. TCP connections stay to their end, as they do when a target changes.
+    pub fn yield_ports(&mut self, rules: &RuleTables) -> Result<()> {
+        fn yielded<A: Address>(rules: &RuleTables) -> impl Fn(&FlowKey<A>, &Flow<A>) -> bool {
+            |key, flow| key.protocol != tcp::NUMBER && rules.has_yielded(flow.rule, key)
+        }
+        let lines = rules.lines();
+        self.ipv4.cut(yielded(rules), &lines, &mut self.sessions)?;
+        self.ipv6.cut(yielded(rules), &lines, &mut self.sessions)
+    }
+
+    /// Counts the sessions of rules that have been given a limit on them.
+    pub fn recount(&mut self, slots: &BTreeSet<u32>, rules: &RuleTables) -> Result<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let (lines, mut tally) = (rules.lines(), Tally::default());
+        let moment = Moment { lines: &lines, timeouts: &self.timeouts, now: clock::monotonic() };
+        self.ipv4.each(Stage::Established, |key, flow| take_in(&mut tally, key, flow, moment))?;
+        self.ipv6.each(Stage::Established, |key, flow| take_in(&mut tally, key, flow, moment))?;
+        self.sessions.adopt(slots, &tally, &lines)
     }
 
     /// A round of collection, if one is due. Counts what it sees.
@@ -124,9 +166,22 @@ impl FlowTables {
             return Ok(());
         }
         let (start, mut seen) = (Instant::now(), Seen::default());
-        let moment = Moment { lines: &rules.lines(), timeouts: &self.timeouts, now: clock::monotonic() };
-        self.ipv4.collect(moment, |stage, key, flow| seen.count(stage, key, flow, moment))?;
-        self.ipv6.collect(moment, |stage, key, flow| seen.count(stage, key, flow, moment))?;
+        let (lines, mut tally) = (rules.lines(), Tally::default());
+        let moment = Moment { lines: &lines, timeouts: &self.timeouts, now: clock::monotonic() };
+        let counted = self.sessions.counted()?;
+        self.ipv4.collect(moment, &mut self.sessions, |stage, key, flow| {
+            seen.count(stage, key, flow, moment);
+            if stage == Stage::Established {
+                take_in(&mut tally, key, flow, moment);
+            }
+        })?;
+        self.ipv6.collect(moment, &mut self.sessions, |stage, key, flow| {
+            seen.count(stage, key, flow, moment);
+            if stage == Stage::Established {
+                take_in(&mut tally, key, flow, moment);
+            }
+        })?;
+        self.sessions.compare(&counted, &tally, &lines)?;
         self.seen = seen.done(start);
         self.collected_at = Some(Instant::now());
         Ok(())

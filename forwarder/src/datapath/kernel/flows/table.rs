@@ -14,7 +14,7 @@ use forwarder_common::{
     wire::tcp,
 };
 
-use super::{Lines, batch::Reader, clock};
+use super::{Lines, SessionCounts, batch::Reader, clock};
 use crate::datapath::{Count, FlowRecord, Timeouts};
 
 /// How long the outward entry of a cut flow stays: the target's late packets are dropped by it,
@@ -154,13 +154,19 @@ impl<A: Address> Tables<A> {
         self.remove(stage, key)
     }
 
-    /// Cuts the flows of `slot` whose client `keep` refuses.
-    pub fn cut(&mut self, slot: u32, keep: &dyn Fn(IpAddr) -> bool) -> Result<()> {
+    /// Cuts the flows whose inward entry `refused` names.
+    pub fn cut(
+        &mut self,
+        refused: impl Fn(&FlowKey<A>, &Flow<A>) -> bool,
+        lines: &Lines,
+        sessions: &mut SessionCounts,
+    ) -> Result<()> {
         for stage in STAGES {
-            let refused = |key: &FlowKey<A>, flow: &Flow<A>| {
-                flow.rule == slot && flow.direction == INWARD && !keep(address(key.tuple.src))
-            };
+            let refused = |key: &FlowKey<A>, flow: &Flow<A>| flow.direction == INWARD && refused(key, flow);
             for (key, flow) in self.matching(stage, refused)? {
+                if stage == Stage::Established {
+                    sessions.leave(&key, &flow, lines)?;
+                }
                 self.cut_one(stage, &key, &flow)?;
             }
         }
@@ -190,6 +196,7 @@ impl<A: Address> Tables<A> {
     pub fn collect(
         &mut self,
         moment: Moment<'_>,
+        sessions: &mut SessionCounts,
         mut stays: impl FnMut(Stage, &FlowKey<A>, &Flow<A>),
     ) -> Result<()> {
         for stage in STAGES {
@@ -199,27 +206,45 @@ impl<A: Address> Tables<A> {
                 false => stays(stage, key, flow),
             })?;
             for key in over {
-                self.collect_entry(stage, &key, moment)?;
+                if let Some(flow) = self.collect_entry(stage, &key, moment, sessions)? {
+                    stays(stage, &key, &flow);
+                }
             }
         }
         Ok(())
     }
 
     /// Removes what is over. The entry is read again: since the walk passed it, it may have been
-    /// used, or replaced by another flow's.
-    fn collect_entry(&mut self, stage: Stage, key: &FlowKey<A>, moment: Moment<'_>) -> Result<()> {
-        let Some(flow) = self.get(stage, key) else { return Ok(()) };
+    /// used, or replaced by another flow's. Gives it if it stays.
+    fn collect_entry(
+        &mut self,
+        stage: Stage,
+        key: &FlowKey<A>,
+        moment: Moment<'_>,
+        sessions: &mut SessionCounts,
+    ) -> Result<Option<Flow<A>>> {
+        let Some(flow) = self.get(stage, key) else { return Ok(None) };
         if !is_over(stage, key, &flow, moment) {
-            return Ok(());
+            return Ok(Some(flow));
         }
         if !is_live(key, &flow, moment) {
-            return self.remove(stage, key);
+            self.remove(stage, key)?;
+            return Ok(None);
         }
         // Traffic in either direction keeps a flow alive (RFC 4787 REQ-6 asks for outward, allows both).
-        match self.get(stage, &flow.other_key(key)) {
-            Some(other) if !is_over(stage, key, &other, moment) => Ok(()),
-            _ => self.remove_both(stage, key, &flow),
+        let other_key = flow.other_key(key);
+        let other = self.get(stage, &other_key);
+        if other.is_some_and(|other| !is_over(stage, key, &other, moment)) {
+            return Ok(Some(flow));
         }
+        if stage == Stage::Established {
+            sessions.leave(key, &flow, moment.lines)?;
+            if let Some(other) = other {
+                sessions.leave(&other_key, &other, moment.lines)?;
+            }
+        }
+        self.remove_both(stage, key, &flow)?;
+        Ok(None)
     }
 
     /// All live sessions.
@@ -292,7 +317,7 @@ fn record<A: Address>(
     }
 }
 
-fn address<A: Address>(address: A) -> IpAddr {
+pub fn address<A: Address>(address: A) -> IpAddr {
     match Ipv4::from_mapped(address.mapped()) {
         Some(address) => IpAddr::from(address.bytes()),
         None => IpAddr::from(address.mapped().bytes()),
