@@ -100,22 +100,29 @@ fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
     let world = Kernel::<H>::of_skb(ctx);
-    let outcome = process::<A, _, _>(&mut TcPacket::again(ctx), &world);
-    match outcome {
-        Outcome::PassMarked | Outcome::Continue if H::HOOK == Hook::TcIngress => {
+    match process::<A, _, _>(&mut TcPacket::again(ctx), &world) {
+        Outcome::Pass => TC_ACT_UNSPEC,
+        Outcome::PassMarked => {
             packet_tc::mark(ctx, tables::mark());
+            TC_ACT_UNSPEC
         }
-        // It passes TC egress on its way out.
-        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } => packet_tc::set_done(ctx),
-        _ => {}
-    }
-    match outcome {
-        Outcome::Pass | Outcome::PassMarked => TC_ACT_UNSPEC,
         Outcome::Drop => TC_ACT_SHOT,
-        Outcome::Continue => TC_ACT_OK,
-        // SAFETY: the helper takes plain numbers.
-        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
-        Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
+        Outcome::Continue => {
+            if H::HOOK == Hook::TcIngress {
+                packet_tc::mark(ctx, tables::mark());
+            }
+            TC_ACT_OK
+        }
+        // What is redirected passes TC egress on its way out.
+        Outcome::Redirect { ifindex } => {
+            packet_tc::set_done(ctx);
+            // SAFETY: the helper takes plain numbers.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Outcome::RedirectNeighbour { ifindex, next_hop } => {
+            packet_tc::set_done(ctx);
+            redirect_to(ifindex, next_hop)
+        }
         // Fragments are held at ingress only.
         Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
         Outcome::Hold => keep::<A, H>(ctx, &world, false),

@@ -153,6 +153,7 @@ impl Controller {
     /// What keeps everything, or some rules, from working.
     fn all_warnings(&self) -> Vec<String> {
         let mut warnings = self.machine_warnings();
+        warnings.extend(self.uplink_warnings());
         let of_rules = self.rule_warnings(self.rules.values());
         if !of_rules.is_empty() {
             let ids: Vec<String> = of_rules.keys().take(8).map(RuleId::to_string).collect();
@@ -166,6 +167,11 @@ impl Controller {
         warnings
     }
 
+    /// Not at the start: it asks for routes and waits, which a task of the runtime may not.
+    fn uplink_warnings(&self) -> Vec<String> {
+        warnings::of_uplinks(&self.settings, &self.network, &self.machine)
+    }
+
     /// What keeps all rules of a family from working, of the families that rules have.
     pub(super) fn machine_warnings(&self) -> Vec<String> {
         let rules = self.rules.values().filter(|rule| !rule.draining && rule.spec.enabled);
@@ -174,7 +180,6 @@ impl Controller {
 
     fn machine_warnings_of(&self, families: BTreeSet<Family>) -> Vec<String> {
         let mut warnings = warnings::of_machine(&families, &self.settings, &self.machine);
-        warnings.extend(warnings::of_uplinks(&self.settings, &self.network, &self.machine));
         warnings.extend(self.datapath.warnings());
         warnings
     }
@@ -183,10 +188,9 @@ impl Controller {
     fn rule_warnings<'a>(&self, rules: impl Iterator<Item = &'a Rule>) -> BTreeMap<RuleId, Vec<String>> {
         let rules: Vec<&Rule> = rules.filter(|rule| !rule.draining && rule.spec.enabled).collect();
         let egress = self.find_egress(&rules.iter().map(|rule| rule.spec.target.address).collect());
-        let ephemeral = warnings::EphemeralPorts::read(&self.machine);
         let warnings = rules.into_iter().map(|rule| {
             let egress = egress.get(&rule.spec.target.address);
-            let of_rule = warnings::of_rule(&rule.spec, &self.settings, &self.network, egress, &ephemeral);
+            let of_rule = warnings::of_rule(&rule.spec, &self.settings, &self.network, egress);
             (rule.id, of_rule)
         });
         warnings.filter(|(_, warnings)| !warnings.is_empty()).collect()
@@ -218,6 +222,7 @@ impl Controller {
     pub(super) fn with_warnings(&self, mut view: RuleView) -> RuleView {
         if matches!(view.state, State::Active | State::Waiting) {
             view.warnings.extend(self.machine_warnings_of([Family::of(view.target.address)].into()));
+            view.warnings.extend(self.uplink_warnings());
         }
         let of_rule = self.rule_warnings(self.rules.get(&view.id).into_iter());
         view.warnings.extend(of_rule.into_values().flatten());

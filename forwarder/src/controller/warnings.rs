@@ -5,9 +5,9 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use super::{Machine, Settings, conflict};
+use super::{Machine, Settings};
 use crate::network::{Egress, Network};
-use crate::rule::{Family, Place, PortRange, Request, Rule, Spec, now};
+use crate::rule::{Family, Place, Request, Rule, Spec, now};
 
 /// An address on the internet, which nobody has (RFC 5737).
 const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -83,13 +83,7 @@ fn of_forwarding(family: Family, net: &Path, settings: &Settings) -> Vec<String>
 const ACCEPT_RA: &str = ", and accept_ra=2 for an uplink that lives by router advertisements";
 
 /// Looks at a rule as this machine would serve it now.
-pub fn of_rule(
-    spec: &Spec,
-    settings: &Settings,
-    network: &Network,
-    egress: Option<&Egress>,
-    ephemeral: &EphemeralPorts,
-) -> Vec<String> {
+pub fn of_rule(spec: &Spec, settings: &Settings, network: &Network, egress: Option<&Egress>) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Place::Address(address) = spec.external.place
         && !network.owns(address)
@@ -99,17 +93,6 @@ pub fn of_rule(
         ));
     }
     warnings.extend(of_egress(spec.target.address, settings, network, egress));
-    let own = conflict::external_addresses(spec, network);
-    // A DMZ host leaves the router's own connections alone.
-    if !spec.dmz
-        && own.iter().any(|address| network.owns(*address))
-        && ephemeral.has_one_of(spec.external.ports)
-    {
-        let ports = spec.external.ports;
-        warnings.push(format!(
-            "the router opens connections of its own from ports of {ports}, whose answers the rule would take: sysctl -w net.ipv4.ip_local_reserved_ports={ports}, beside what is reserved already"
-        ));
-    }
     if let Some(day) = spec.review_by
         && day < now().to_zoned(jiff::tz::TimeZone::UTC).date()
     {
@@ -143,36 +126,6 @@ fn of_egress(
     (!settings.internal.contains(name)).then(|| {
         format!("the route to the target {target} leaves by {name}, and the internal interfaces are {internal}: its packets are dropped (wrong-egress)")
     })
-}
-
-/// The ports from which the router opens connections of its own.
-pub struct EphemeralPorts {
-    range: Option<(u16, u16)>,
-    reserved: Vec<PortRange>,
-}
-
-impl EphemeralPorts {
-    /// The settings hold for both families.
-    pub fn read(machine: &Machine) -> Self {
-        Self::read_at(&Path::new(machine.net_settings).join("ipv4"))
-    }
-
-    fn read_at(ipv4: &Path) -> Self {
-        let read = |name: &str| fs::read_to_string(ipv4.join(name)).unwrap_or_default();
-        let range: Vec<u16> =
-            read("ip_local_port_range").split_whitespace().filter_map(|port| port.parse().ok()).collect();
-        let reserved = read("ip_local_reserved_ports");
-        EphemeralPorts {
-            range: if let [first, last] = range[..] { Some((first, last)) } else { None },
-            reserved: reserved.trim().split(',').filter_map(|part| part.parse().ok()).collect(),
-        }
-    }
-
-    fn has_one_of(&self, ports: PortRange) -> bool {
-        let Some((first, last)) = self.range else { return false };
-        (ports.first.max(first)..=ports.last.min(last))
-            .any(|port| !self.reserved.iter().any(|reserved| reserved.contains(port)))
-    }
 }
 
 /// Says what a DMZ host means.
@@ -295,18 +248,5 @@ mod tests {
         assert_eq!(said(1, 2, Some("wan")), cures(&["gone"]));
         assert_eq!(said(0, 1, Some("wan2")), cures(&["wan"]));
         assert_eq!(said(1, 1, None), cures(&[]));
-    }
-
-    #[test]
-    fn ports_of_the_routers_own_connections_are_known_unless_they_are_reserved() {
-        let directory = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
-        let taken =
-            |ports: &str| EphemeralPorts::read_at(directory.path()).has_one_of(ports.parse().unwrap());
-        assert!(!taken("40000"), "nothing is known");
-        write("ip_local_port_range", "32768\t60999\n");
-        assert!(taken("60999") && taken("30000-32768") && !taken("61000-65535") && !taken("80"));
-        write("ip_local_reserved_ports", "8080,40000-40009\n");
-        assert!(!taken("40000-40009") && taken("40000-40010"));
     }
 }
