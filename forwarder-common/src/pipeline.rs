@@ -37,6 +37,8 @@ pub enum Outcome {
     },
     /// Rewritten: let it go on its way through the host's stack; at ingress marked.
     Continue,
+    /// Rewritten: let the host's stack route and filter it, as any other packet that comes in so.
+    Admit,
     /// As it came: keep its bytes, as what [`Seen::held`] says, and drop it.
     Hold,
     /// As it came: let it come in once more, and then the fragment that is held as [`Seen::held`] says.
@@ -262,7 +264,7 @@ fn counted_as(hook: Hook, onward: &Onward) -> Reason {
     match onward {
         Onward::Hop(_) if hook != Hook::TcEgress => Reason::Forwarded,
         Onward::Neighbour { .. } => Reason::Resolving,
-        Onward::Host => Reason::TranslatedForHost,
+        Onward::Host | Onward::Stack => Reason::TranslatedForHost,
         Onward::Hop(_) | Onward::Egress => Reason::TranslatedAtEgress,
     }
 }
@@ -273,6 +275,7 @@ fn onward_to(onward: &Onward) -> Outcome {
     match *onward {
         Onward::Hop(hop) => Outcome::Redirect { ifindex: hop.ifindex },
         Onward::Neighbour { ifindex, next_hop } => Outcome::RedirectNeighbour { ifindex, next_hop },
+        Onward::Stack => Outcome::Admit,
         Onward::Host | Onward::Egress => Outcome::Continue,
     }
 }
@@ -290,7 +293,7 @@ where
         // What leaves the host has had its hop counted there.
         Onward::Hop(hop) => (W::HOOK != Hook::TcEgress, Some(hop.macs)),
         Onward::Neighbour { .. } => (true, None),
-        Onward::Host | Onward::Egress => (false, None),
+        Onward::Host | Onward::Stack | Onward::Egress => (false, None),
     };
     let rewrite = Rewrite { to: &plan.to, count_hop, macs };
     let Seen { datagram, quote, .. } = seen;

@@ -54,7 +54,7 @@ reasons! {
     Forward {
         Forwarded "forwarded" "Rewritten and sent to a known next hop.",
         Resolving "resolving" "Rewritten and sent through the kernel's neighbour resolution.",
-        TranslatedForHost "translated-for-host" "Rewritten and handed to the host's stack, which fragments it or tells the client why not.",
+        TranslatedForHost "translated-for-host" "Rewritten and handed to the host's stack, which fragments it or tells the client why not; or which routes and filters it, where the rule says via stack.",
         TranslatedAtEgress "translated-at-egress" "A reply or ICMP error that came through the host's stack, rewritten as it left.",
     }
     Pass {
@@ -72,6 +72,7 @@ reasons! {
         ExtensionHeaders "extension-headers" "More IPv6 extension headers than are looked through, or one that sends the packet elsewhere first.",
         CutOff "cut-off" "The TCP or UDP header is cut off before its ports.",
         UnknownInterface "unknown-interface" "It came in on an interface that the controller has not described.",
+        LeftToStack "left-to-stack" "A reply of a rule via the stack: the host routes and filters it, and it is translated as it leaves.",
         LeftToTc "left-to-tc" "XDP cannot finish it here; TC does.",
         LeftUnfinishedChecksum "left-unfinished-checksum" "Its checksum is still to be filled in by an offload; TC handles it.",
         LeftTooBig "left-too-big" "Longer than the egress MTU; TC or the host handles it.",

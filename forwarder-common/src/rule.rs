@@ -56,6 +56,8 @@ pub const HAIRPIN: u16 = 4;
 pub const LIMITED: u16 = 8;
 /// `Rule::flags`: it has what nobody else takes (a DMZ host): not what a socket of the host takes.
 pub const DMZ: u16 = 16;
+/// `Rule::flags`: its packets are translated at the edge, and routed and filtered by the host's stack.
+pub const VIA_STACK: u16 = 32;
 
 /// A rule's line, indexed by its slot.
 #[repr(C)]
@@ -116,6 +118,12 @@ impl Rule {
     #[inline(always)]
     pub fn carries(&self, protocol: u8, epoch: u32, now: u64) -> bool {
         self.is_open(now) && self.epoch(protocol) == epoch
+    }
+
+    /// See [`VIA_STACK`].
+    #[inline(always)]
+    pub fn is_via_stack(&self) -> bool {
+        self.flags & VIA_STACK != 0
     }
 
     /// Whether it takes part at all at `now`.

@@ -10,8 +10,8 @@ use forwarder_common::{
     flow::Side,
     layout::Hook,
     model::scenario::{
-        BOTH, CLIENT, DMZ_PORTS, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER,
-        SILENT_SERVER, W, tcp_flags::*,
+        BOTH, CLIENT, DMZ_PORTS, FrameSpec, GATEWAY, NOWHERE, OTHER_CLIENT, OTHER_SERVER, SERVER, SERVER_MAC,
+        SILENT_SERVER, STACK_PORT, W, tcp_flags::*,
     },
     pipeline::Outcome,
     reason::Reason,
@@ -39,7 +39,9 @@ fn choose(rig: &mut Rig, hook: Hook, protocol: u8, client: [u8; 4], port: u16) -
             let b = &taken.bytes;
             Ok(([b[30], b[31], b[32], b[33]], u16::from_be_bytes([b[36], b[37]])))
         }
-        Outcome::PassMarked | Outcome::Continue | Outcome::Hold | Outcome::Release => panic!("{taken:?}"),
+        Outcome::PassMarked | Outcome::Continue | Outcome::Admit | Outcome::Hold | Outcome::Release => {
+            panic!("{taken:?}")
+        }
     }
 }
 
@@ -144,10 +146,10 @@ fn what_no_rule_matches_passes() {
     }
 }
 
-/// Row 16: ARP, IPv6, LLDP.
+/// Row 16: ARP, LLDP.
 #[test]
 fn what_is_not_ip_passes() {
-    for ether_type in [[0x08, 0x06], [0x86, 0xdd], [0x88, 0xcc]] {
+    for ether_type in [[0x08, 0x06], [0x88, 0xcc]] {
         assert_left_alone(|frame| frame[12..14].copy_from_slice(&ether_type), |_| Reason::NotIp);
     }
 }
@@ -585,5 +587,34 @@ fn a_dmz_host_gets_what_no_socket_of_the_host_takes() {
             rig.machine.sockets.clear();
             assert_eq!(choose(&mut rig, hook, protocol, CLIENT, listened), Ok((SERVER, listened)));
         }
+    }
+}
+
+#[test]
+fn via_the_stack_a_packet_is_translated_at_the_edge_and_the_host_does_the_rest() {
+    for protocol in [tcp::NUMBER, udp::NUMBER] {
+        let mut rig = Rig::new();
+        let client = (CLIENT, CLIENT_PORT);
+        let syn = FrameSpec::inward(&rig.router, protocol, client, STACK_PORT).bytes();
+        assert_eq!(rig.take(Hook::Xdp, Side::External, &syn).reason, Some(Reason::LeftToTc));
+        assert!(rig.flows.half_open.is_empty());
+        // The first opens the flow, the second goes its way. The host counts the hop.
+        for _ in 0..2 {
+            let taken = rig.take(Hook::TcIngress, Side::External, &syn);
+            assert_eq!((taken.outcome, taken.reason), (Outcome::Admit, Some(Reason::TranslatedForHost)));
+            assert_eq!((taken.bytes[22], &taken.bytes[30..34]), (syn[22], &SERVER[..]));
+            assert_eq!(rig.take(Hook::Xdp, Side::External, &syn).reason, Some(Reason::LeftToTc));
+        }
+        let reply = FrameSpec::outward(&rig.router, protocol, (SERVER, STACK_PORT), client);
+        let reply = FrameSpec { flags: SYN | ACK, ack: 1001, ..reply }.bytes();
+        assert_eq!(rig.take(Hook::TcIngress, Side::Internal, &reply).reason, Some(Reason::LeftToStack));
+        let left = rig.take(Hook::TcEgress, Side::External, &reply);
+        assert_eq!((left.outcome, &left.bytes[26..30]), (Outcome::Continue, &W[..]));
+        // Hosts inside are the host's own affair.
+        let inside = FrameSpec {
+            macs: (rig.router.lan.1, SERVER_MAC),
+            ..FrameSpec::inward(&rig.router, protocol, (OTHER_SERVER, 4000), STACK_PORT)
+        };
+        assert_eq!(rig.take(Hook::TcIngress, Side::Internal, &inside.bytes()).reason, Some(Reason::NoMatch));
     }
 }

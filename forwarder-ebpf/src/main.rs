@@ -78,6 +78,7 @@ fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
         Outcome::Pass
         | Outcome::PassMarked
         | Outcome::Continue
+        | Outcome::Admit
         | Outcome::RedirectNeighbour { .. }
         | Outcome::Hold
         | Outcome::Release => xdp_action::XDP_PASS,
@@ -113,6 +114,7 @@ fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
             }
             TC_ACT_OK
         }
+        Outcome::Admit => TC_ACT_OK,
         // What is redirected passes TC egress on its way out.
         Outcome::Redirect { ifindex } => {
             packet_tc::set_done(ctx);

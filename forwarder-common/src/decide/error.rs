@@ -2,7 +2,7 @@
 
 use super::{
     Arrival, Core, Keys, Onward, Plan, Scratch, WHERE_TO_LOOK, find_way, fit, hop_is_usable, is_impossible,
-    is_live,
+    is_live, may_enter,
 };
 use crate::{
     address::Port,
@@ -12,6 +12,7 @@ use crate::{
     layout::Hook,
     parse::Datagram,
     reason::Reason,
+    rule::Rule,
     tables::{Counters, Flows, World},
 };
 
@@ -48,6 +49,9 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 Some(hop) if hop.ifindex != self.world.ifindex() => Onward::Hop(hop),
                 _ => Onward::Egress,
             };
+        } else if self.world.rule(error.rule).is_some_and(Rule::is_via_stack) {
+            may_enter::<W>(error.direction)?;
+            way.onward = Onward::Stack;
         } else if let Some(hop) = way.hop {
             way.onward = Onward::Hop(hop);
         } else {

@@ -88,8 +88,10 @@ pub enum Onward {
     Hop(Hop),
     /// Through the kernel's neighbour resolution (TC only); see [`Route::Unresolved`].
     Neighbour { ifindex: u32, next_hop: Ipv6 },
-    /// Through the host's stack (TC only).
+    /// Through the host's stack, which helps with it (TC only).
     Host,
+    /// Through the host's stack, which routes and filters it (TC only; see [`crate::rule::VIA_STACK`]).
+    Stack,
     /// It is leaving already (TC egress). Where it does so by another uplink than the request came by,
     /// a hop stands for the right one.
     Egress,
@@ -200,7 +202,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
             let Some(flow) = self.flows.find(stage, &keys.here) else { continue };
             self.scratch.plan = Plan { to: flow.to, slot: flow.rule, direction: flow.direction };
             self.scratch.stage = stage;
-            if !is_live(flow, datagram.protocol, self.world, self.now) {
+            let Some(rule) = carrier(flow, datagram.protocol, self.world, self.now) else {
                 if flow.direction == OUTWARD {
                     return Followed::Stopped(Reason::Cut);
                 }
@@ -211,7 +213,7 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 // The outward entry stays: the target's late packets end at it.
                 self.flows.remove(stage, &keys.here);
                 continue;
-            }
+            };
             if datagram.transport == Transport::Malformed {
                 return Followed::Stopped(Reason::BadL4Length);
             }
@@ -220,13 +222,19 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
                 self.remove(stage, keys);
                 continue;
             }
-            if !hop_is_fresh(flow, self.world, self.now) {
-                return Followed::Stale;
-            }
             let onward = &mut self.scratch.way.onward;
-            *onward = Onward::Hop(flow.hop);
-            if let Err(reason) = fit(onward, datagram, flow, self.world) {
-                return Followed::Stopped(reason);
+            if rule.is_via_stack() {
+                *onward = Onward::Stack;
+                if let Err(reason) = may_enter::<W>(flow.direction) {
+                    return Followed::Stopped(reason);
+                }
+            } else if hop_is_fresh(flow, self.world, self.now) {
+                *onward = Onward::Hop(flow.hop);
+                if let Err(reason) = fit(onward, datagram, flow, self.world) {
+                    return Followed::Stopped(reason);
+                }
+            } else {
+                return Followed::Stale;
             }
             touch(flow, datagram, stage, self.now);
             return Followed::Done;
@@ -306,8 +314,13 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         claimed?;
         self.check_source(datagram, arrival)?;
         let Scratch { inward, way, .. } = &mut *self.scratch;
-        find_way(&inward.to, datagram, Side::Internal, self.world, way)?;
-        fit(&mut way.onward, datagram, inward, self.world)?;
+        if self.world.rule(inward.rule).is_some_and(Rule::is_via_stack) {
+            may_enter::<W>(INWARD)?;
+            *way = Way { onward: Onward::Stack, hop: None };
+        } else {
+            find_way(&inward.to, datagram, Side::Internal, self.world, way)?;
+            fit(&mut way.onward, datagram, inward, self.world)?;
+        }
         self.admit(datagram.tuple.src)?;
         self.create(keys, datagram, arrival)?;
         let Scratch { inward, plan, .. } = &mut *self.scratch;
@@ -639,10 +652,32 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
 /// Whether the flow's rule still carries it.
 #[inline(always)]
 fn is_live<A: Address, W: Surroundings>(flow: &Flow<A>, protocol: u8, world: &W, now: u64) -> bool {
-    world.rule(flow.rule).is_some_and(|rule| {
+    carrier(flow, protocol, world, now).is_some()
+}
+
+/// The flow's rule, if it still carries it.
+#[inline(always)]
+fn carrier<'w, A: Address, W: Surroundings>(
+    flow: &Flow<A>,
+    protocol: u8,
+    world: &'w W,
+    now: u64,
+) -> Option<&'w Rule> {
+    world.rule(flow.rule).filter(|rule| {
         rule.carries(protocol, flow.epoch, now)
             && (flow.flags & FROM_INSIDE == 0 || rule.flags & HAIRPIN != 0)
     })
+}
+
+/// Whether a packet of a rule via the stack is translated where it came in: what comes from the target is
+/// the host's until it leaves.
+#[inline(always)]
+fn may_enter<W: Surroundings>(direction: u8) -> Result<(), Reason> {
+    match (W::HOOK, direction) {
+        (Hook::Xdp, _) => Err(Reason::LeftToTc),
+        (_, INWARD) => Ok(()),
+        _ => Err(Reason::LeftToStack),
+    }
 }
 
 /// Whether it is a client's SYN on a connection that is over: it starts a new one (RFC 9293
@@ -792,7 +827,7 @@ impl Way {
         match &self.onward {
             Onward::Hop(hop) => Some(hop.ifindex),
             Onward::Neighbour { ifindex, .. } => Some(*ifindex),
-            Onward::Host | Onward::Egress => None,
+            Onward::Host | Onward::Stack | Onward::Egress => None,
         }
     }
 }
@@ -891,7 +926,7 @@ fn fit_for_tc<A: Family, W: World<A>>(
         }
         Onward::Hop(hop) => Some(hop.mtu),
         Onward::Neighbour { ifindex, .. } => world.interface(*ifindex).map(|interface| interface.mtu),
-        Onward::Host | Onward::Egress => return Ok(()),
+        Onward::Host | Onward::Stack | Onward::Egress => return Ok(()),
     };
     if datagram.ttl <= 1 {
         return match (datagram.transport, flow.direction) {

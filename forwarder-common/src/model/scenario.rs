@@ -10,7 +10,7 @@ use crate::{
     flow::{Hop, Side},
     layout::{EXTERNAL, Interface, OWN, TARGET, XDP_TARGET},
     reason::Reason,
-    rule::{ACTIVE, DMZ, HAIRPIN, LIMITED, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule},
+    rule::{ACTIVE, DMZ, HAIRPIN, LIMITED, ONE_TARGET_PORT, PAGE_PORTS, Page, PageKey, Rule, VIA_STACK},
     tables::Route,
     wire::{icmp, ipv4, ipv6, tcp, udp},
 };
@@ -48,6 +48,7 @@ pub struct RuleSpec {
     /// Sessions at once, of one source, new ones a second; 0: no limit.
     pub limits: (u32, u32, u32),
     pub dmz: bool,
+    pub via_stack: bool,
 }
 
 const fn rule(
@@ -56,8 +57,18 @@ const fn rule(
     target: [u8; 4],
     target_ports: (u16, u16),
 ) -> RuleSpec {
-    let (allow_list, expired, hairpin, limits, dmz) = (0, false, false, (0, 0, 0), false);
-    RuleSpec { protocols, ports, target, target_ports, allow_list, expired, hairpin, limits, dmz }
+    RuleSpec {
+        protocols,
+        ports,
+        target,
+        target_ports,
+        allow_list: 0,
+        expired: false,
+        hairpin: false,
+        limits: (0, 0, 0),
+        dmz: false,
+        via_stack: false,
+    }
 }
 
 /// Ports of a rule that takes two sessions at once, one of each source.
@@ -66,6 +77,9 @@ pub const LIMITED_PORTS: (u16, u16) = (7004, 7005);
 pub const SLOW_PORT: u16 = 7010;
 /// Ports of a rule that yields to the host's sockets; it has one on the second.
 pub const DMZ_PORTS: (u16, u16) = (7020, 7021);
+
+/// Port of a rule via the host's stack.
+pub const STACK_PORT: u16 = 7030;
 
 /// By slot.
 pub const RULES: &[RuleSpec] = &[
@@ -79,6 +93,7 @@ pub const RULES: &[RuleSpec] = &[
     rule(BOTH, (7002, 7002), ON_THE_OUTSIDE, (7002, 7002)),
     RuleSpec { expired: true, ..rule(BOTH, (7003, 7003), SERVER, (7003, 7003)) },
     rule(BOTH, (1, 1), SERVER, (1, 1)),
+    RuleSpec { via_stack: true, ..rule(BOTH, (STACK_PORT, STACK_PORT), SERVER, (STACK_PORT, STACK_PORT)) },
     rule(BOTH, (65_535, 65_535), SERVER, (65_535, 65_535)),
     RuleSpec { limits: (2, 1, 0), ..rule(BOTH, LIMITED_PORTS, SERVER, LIMITED_PORTS) },
     RuleSpec { limits: (0, 0, 1), ..rule(BOTH, (SLOW_PORT, SLOW_PORT), SERVER, (SLOW_PORT, SLOW_PORT)) },
@@ -166,13 +181,14 @@ impl RuleSpec {
     fn line(&self, slot: u32, target: Ipv6) -> Rule {
         let one = if self.target_ports.0 == self.target_ports.1 { ONE_TARGET_PORT } else { 0 };
         let dmz = if self.dmz { DMZ } else { 0 };
+        let via = if self.via_stack { VIA_STACK } else { 0 };
         let limited = if self.limits == (0, 0, 0) { 0 } else { LIMITED };
         let (max_sessions, max_sessions_per_source, new_per_second) = self.limits;
         // Counts are by epoch: these must not meet.
         let (tcp_epoch, udp_epoch) = if limited == 0 { (7, 7) } else { (100 + slot, 200 + slot) };
         Rule {
             expires: if self.expired { 1 } else { u64::MAX },
-            flags: ACTIVE | one | limited | dmz | if self.hairpin { HAIRPIN } else { 0 },
+            flags: ACTIVE | one | limited | dmz | via | if self.hairpin { HAIRPIN } else { 0 },
             tcp_epoch,
             udp_epoch,
             allow_list: self.allow_list,

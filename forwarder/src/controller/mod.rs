@@ -25,7 +25,7 @@ use crate::datapath::{Datapath, Epoch, KernelRule, Timeouts};
 use crate::listeners::{Listener, Ports};
 use crate::network::{Egress, Network};
 use crate::rule::{
-    External, Invalid, Lifetime, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, now, quoted,
+    External, Invalid, Lifetime, Protocol, Request, Rule, RuleId, RuleRef, RuleView, Spec, Via, now, quoted,
 };
 use crate::store::Store;
 
@@ -593,6 +593,7 @@ fn kernel_rules(rules: &Rules, resolutions: &BTreeMap<RuleId, Resolution>) -> Ve
         target: rule.spec.target.address,
         target_ports: rule.spec.target.ports,
         hairpin: rule.spec.hairpin,
+        via_stack: rule.spec.via == Via::Stack,
         allow: rule.spec.allow.networks().to_vec(),
         limits: rule.spec.limits,
         dmz: rule.spec.dmz,

@@ -405,7 +405,6 @@ mod tests {
             "add tcp wan:80 10.0.0.1:80 --max-sessions 0",
             "add tcp wan:80 10.0.0.1:80 --max-sessions-per-source many",
             "add tcp wan:80 10.0.0.1:80 --new-per-second 1000001",
-            "add tcp wan:80 10.0.0.1:80 --via stack",
             "set web --target nowhere",
             "set web --lifetime 0s",
             "set web --review-by 1.1.2030",

@@ -118,6 +118,8 @@ pub struct KernelRule {
     pub target_ports: PortRange,
     /// Whether hosts inside may use it too.
     pub hairpin: bool,
+    /// Whether the host's stack routes and filters its packets.
+    pub via_stack: bool,
     /// Sources that may use the rule; empty: everyone.
     pub allow: Vec<IpNet>,
     pub limits: Limits,

@@ -239,7 +239,8 @@ impl Request {
             target: self.target.unwrap_or(spec.target),
             allow: self.allow.clone().unwrap_or_else(|| spec.allow.clone()),
             limits: self.limits.unwrap_or_default().apply(&spec.limits),
-            hairpin: self.hairpin.unwrap_or(spec.hairpin),
+            // Via the stack there is none, unless somebody insists, which is refused.
+            hairpin: self.hairpin.unwrap_or(spec.hairpin && self.via.unwrap_or(spec.via) != Via::Stack),
             dmz: spec.dmz,
             via: self.via.unwrap_or(spec.via),
             enabled: self.enabled.unwrap_or(spec.enabled),
@@ -294,7 +295,7 @@ impl Spec {
         self.check_dmz()?;
         self.check_allow()?;
         self.limits.check()?;
-        self.check_enforced()
+        self.check_hairpin()
     }
 
     fn check_dmz(&self) -> Result<(), Invalid> {
@@ -332,10 +333,10 @@ impl Spec {
         }
     }
 
-    /// Refuses what the packet path would not keep, rather than take it and not do it.
-    fn check_enforced(&self) -> Result<(), Invalid> {
-        if self.via == Via::Stack {
-            refuse!("via stack is not built yet: leave it out, or write via fast");
+    /// The host's stack takes no packet from its own address, which hairpin needs.
+    fn check_hairpin(&self) -> Result<(), Invalid> {
+        if self.via == Via::Stack && self.hairpin {
+            refuse!("via stack has no hairpin: leave hairpin out, or write via fast");
         }
         Ok(())
     }
@@ -457,11 +458,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_enforced_is_refused_and_not_forgotten() {
-        let stack = Request { via: Some(Via::Stack), ..request("wan:80", "10.0.0.10:80") };
-        assert!(stack.new_spec().unwrap_err().to_string().contains("not built yet"));
+    fn via_the_stack_there_is_no_hairpin() {
         let hairpin = Request { hairpin: Some(false), ..request("wan:80", "10.0.0.10:80") };
         assert!(!hairpin.new_spec().unwrap().hairpin);
+        let stack = Request { via: Some(Via::Stack), ..request("wan:80", "10.0.0.10:80") };
+        assert!(!stack.new_spec().unwrap().hairpin);
+        let both = Request { hairpin: Some(true), ..stack };
+        assert!(both.new_spec().unwrap_err().to_string().contains("has no hairpin"));
+        let fast = request("wan:80", "10.0.0.10:80").new_spec().unwrap();
+        let moved = Request { via: Some(Via::Stack), ..Request::default() }.changed_spec(&fast).unwrap();
+        assert!(!moved.hairpin && moved.via == Via::Stack);
     }
 
     #[test]

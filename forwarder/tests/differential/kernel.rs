@@ -325,7 +325,7 @@ pub fn verdict(hook: Hook, outcome: Outcome) -> u32 {
         Outcome::Pass | Outcome::PassMarked => pass,
         Outcome::Drop | Outcome::Hold => drop,
         Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } | Outcome::Release => redirect,
-        Outcome::Continue => 0,
+        Outcome::Continue | Outcome::Admit => 0,
     }
 }
 

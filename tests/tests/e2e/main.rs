@@ -17,3 +17,4 @@ mod living;
 mod refusing;
 mod sharing;
 mod translating;
+mod via_stack;

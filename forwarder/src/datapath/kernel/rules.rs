@@ -361,10 +361,11 @@ fn line(wanted: &KernelRule, allow_list: u32, offset: Offset) -> Line {
     let PortRange { first: target_port, last } = wanted.target_ports;
     let one = if target_port == last { rule::ONE_TARGET_PORT } else { 0 };
     let dmz = if wanted.dmz { rule::DMZ } else { 0 };
+    let via = if wanted.via_stack { rule::VIA_STACK } else { 0 };
     let limited = if wanted.limits == Limits::default() { 0 } else { rule::LIMITED };
     Line {
         expires: wanted.expires_at.map_or(u64::MAX, |moment| offset.monotonic_of(moment)),
-        flags: rule::ACTIVE | one | limited | dmz | if wanted.hairpin { rule::HAIRPIN } else { 0 },
+        flags: rule::ACTIVE | one | limited | dmz | via | if wanted.hairpin { rule::HAIRPIN } else { 0 },
         tcp_epoch: wanted.epoch.tcp,
         udp_epoch: wanted.epoch.udp,
         allow_list,
@@ -441,6 +442,7 @@ mod tests {
             target: "10.0.0.10".parse().unwrap(),
             target_ports: ports.parse().unwrap(),
             hairpin: true,
+            via_stack: false,
             allow: Vec::new(),
             limits: Limits::default(),
             dmz,
