@@ -216,7 +216,7 @@ fn what_is_cut_leaves_room_at_once() {
             Session::of(tcp::NUMBER, client, hook).establish(&mut rig).unwrap();
         }
         let rules = rig.machine.rules.values_mut();
-        rules.filter(|rule| rule.max_sessions != 0).for_each(|rule| rule.tcp_epoch += 100);
+        rules.filter(|rule| rule.max_sessions != 0).for_each(|rule| rule.tcp_epoch += 1000);
         for client in [CLIENT, OTHER_CLIENT] {
             let again = Session { client: (client, 6000), ..Session::of(tcp::NUMBER, client, hook) };
             again.establish(&mut rig).unwrap();
