@@ -374,6 +374,7 @@ for_each_datapath! {
             bed.tcp("[fe80::99]:4000", W8080, syn, b""),
         ];
         ends.assert_none_arrives(&frames.map(|frame| ends.client.bytes(&frame)));
+        assert_eq!(bed.stats().unwrap().reason("spoofed"), 2, "{}", bed.stats().unwrap());
         assert_eq!(flows(bed).len(), 1, "none of them has made a flow");
     }
 }
