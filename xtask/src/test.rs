@@ -21,6 +21,7 @@ pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
     let mut steps = Steps::new();
     let record = steps.run("set-up", || {
         let record = setup::ensure(workspace, Preference::Auto)?;
+        setup::ensure_tools("the applications of the tests", setup::APPLICATIONS)?;
         ensure_lints()?;
         Ok(record)
     })?;
@@ -93,7 +94,8 @@ fn minutes(time: Duration) -> String {
     }
 }
 
-fn host_side(workspace: &Workspace, subcommand: &str) -> Command {
+/// Cargo for everything but the eBPF side.
+pub fn host_side(workspace: &Workspace, subcommand: &str) -> Command {
     let mut cargo = cargo(workspace);
     cargo.args([subcommand, "--workspace", "--exclude", "forwarder-ebpf"]);
     cargo

@@ -8,13 +8,12 @@ mod linker;
 mod llvm;
 mod record;
 
-use anyhow::{Result, bail};
+use std::{env, path::PathBuf};
 
-pub use self::record::Record;
-use self::{
-    apt::Apt,
-    compiler::{Compiler, Distribution},
-};
+use anyhow::{Context as _, Result, bail};
+
+use self::compiler::{Compiler, Distribution};
+pub use self::{apt::Apt, record::Record};
 use crate::{
     process,
     workspace::{self, Workspace},
@@ -32,10 +31,10 @@ pub enum Preference {
     Nightly,
 }
 
-/// A program that building, testing or the demo runs.
-struct Tool {
-    program: &'static str,
-    packages: &'static [&'static str],
+/// A program that is run, and the Debian packages that bring it.
+pub struct Tool {
+    pub program: &'static str,
+    pub packages: &'static [&'static str],
 }
 
 /// The rest of what is needed is built by cargo or brought by the compiler's packages.
@@ -51,6 +50,16 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", packages: &["curl"] },
 ];
 
+/// What the tests alone run: applications whose traffic goes through mappings.
+pub const APPLICATIONS: &[Tool] = &[
+    Tool { program: "sipp", packages: &["sip-tester"] },
+    Tool { program: "ffmpeg", packages: &["ffmpeg"] },
+    Tool { program: "h2load", packages: &["nghttp2-client"] },
+    Tool { program: "nghttpd", packages: &["nghttp2-server"] },
+    Tool { program: "ssh", packages: &["openssh-client"] },
+    Tool { program: "sshd", packages: &["openssh-server"] },
+];
+
 /// Sets the machine up as far as it is not, and says what is there.
 pub fn run(workspace: &Workspace, preference: Preference) -> Result<()> {
     let record = ensure(workspace, preference)?;
@@ -60,7 +69,7 @@ pub fn run(workspace: &Workspace, preference: Preference) -> Result<()> {
 
 /// Sets the machine up as far as it is not; silent where nothing is missing.
 pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
-    let missing = missing_packages();
+    let missing = missing_packages(TOOLS);
     if let Some(record) = Record::read(workspace)
         && missing.is_empty()
         && record.suits(preference)
@@ -71,7 +80,7 @@ pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
 
     let mut apt = Apt::find()?;
     if !missing.is_empty() {
-        install_tools(apt.as_mut(), &missing)?;
+        install_tools(apt.as_mut(), "the tools that building and testing use", &missing)?;
     }
     let compiler = find_compiler(apt.as_mut(), preference)?;
     let llvm_bin = llvm::ensure(apt.as_mut(), compiler.llvm)?;
@@ -81,8 +90,17 @@ pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
     Ok(record)
 }
 
-fn missing_packages() -> Vec<&'static str> {
-    TOOLS
+/// Installs those of these programs that are missing; `what` they are is said then.
+pub fn ensure_tools(what: &str, tools: &[Tool]) -> Result<()> {
+    let missing = missing_packages(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install_tools(Apt::find()?.as_mut(), what, &missing)
+}
+
+fn missing_packages(tools: &[Tool]) -> Vec<&'static str> {
+    tools
         .iter()
         .filter(|tool| workspace::find_program(tool.program).is_none())
         .flat_map(|tool| tool.packages)
@@ -90,15 +108,15 @@ fn missing_packages() -> Vec<&'static str> {
         .collect()
 }
 
-fn install_tools(apt: Option<&mut Apt>, packages: &[&str]) -> Result<()> {
+fn install_tools(apt: Option<&mut Apt>, what: &str, packages: &[&str]) -> Result<()> {
     let Some(apt) = apt else {
         bail!(
             "missing here: {}; install what your distribution calls these Debian packages, \
-             then run `cargo xtask setup` again",
+             then run this again",
             packages.join(" ")
         );
     };
-    apt.install("the tools that building and testing use", packages)
+    apt.install(what, packages)
 }
 
 fn find_compiler(mut apt: Option<&mut Apt>, preference: Preference) -> Result<Compiler> {
@@ -125,4 +143,13 @@ fn find_compiler(mut apt: Option<&mut Apt>, preference: Preference) -> Result<Co
         process::announce("this distribution has no Rust that is new enough: using rustup's nightly");
     }
     Compiler::nightly()
+}
+
+/// Where the user's programs keep what can be had again.
+pub fn cache_dir() -> Result<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_CACHE_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| Some(variable("HOME")?.join(".cache")))
+        .context("cannot tell where your cache is; say so: `export HOME=…`")
 }
