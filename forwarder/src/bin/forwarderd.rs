@@ -84,7 +84,10 @@ async fn run(flags: &Flags) -> Result<()> {
         find_egress: network::find_egress,
         net_settings: NET_SETTINGS,
     };
-    let controller = Controller::new(store, Box::new(datapath), network, settings, machine)?;
+    // It asks the kernel for routes, and waits for the answers.
+    let controller = tokio::task::block_in_place(|| {
+        Controller::new(store, Box::new(datapath), network, settings, machine)
+    })?;
     attend(flags, config, Shared::new(controller), socket, networks).await
 }
 
