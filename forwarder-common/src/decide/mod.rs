@@ -198,48 +198,55 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     fn follow(&mut self, datagram: &Datagram<A>, arrival: &Arrival, keys: &mut Keys<A>) -> Followed {
         keys.here = FlowKey::new(datagram.tuple, datagram.protocol, arrival.side);
         self.scratch.is_cut = false;
-        for stage in WHERE_TO_LOOK {
-            let Some(flow) = self.flows.find(stage, &keys.here) else { continue };
-            self.scratch.plan = Plan { to: flow.to, slot: flow.rule, direction: flow.direction };
-            self.scratch.stage = stage;
-            let Some(rule) = carrier(flow, datagram.protocol, self.world, self.now) else {
-                if flow.direction == OUTWARD {
-                    return Followed::Stopped(Reason::Cut);
-                }
-                if datagram.protocol == wire::tcp::NUMBER && !datagram.segment.is_syn() {
-                    self.scratch.is_cut = true;
-                    break;
-                }
+        // (Not a loop over them: the verifier would go through what follows once for each.)
+        let [first, second, third] = WHERE_TO_LOOK;
+        let (stage, flow) = match self.flows.find(first, &keys.here) {
+            Some(flow) => (first, flow),
+            None => match self.flows.find(second, &keys.here) {
+                Some(flow) => (second, flow),
+                None => match self.flows.find(third, &keys.here) {
+                    Some(flow) => (third, flow),
+                    None => return Followed::Unknown,
+                },
+            },
+        };
+        self.scratch.plan = Plan { to: flow.to, slot: flow.rule, direction: flow.direction };
+        self.scratch.stage = stage;
+        let Some(rule) = carrier(flow, datagram.protocol, self.world, self.now) else {
+            if flow.direction == OUTWARD {
+                return Followed::Stopped(Reason::Cut);
+            }
+            self.scratch.is_cut = datagram.protocol == wire::tcp::NUMBER && !datagram.segment.is_syn();
+            if !self.scratch.is_cut {
                 // The outward entry stays: the target's late packets end at it.
                 self.flows.remove(stage, &keys.here);
-                continue;
-            };
-            if datagram.transport == Transport::Malformed {
-                return Followed::Stopped(Reason::BadL4Length);
             }
-            if reopens(flow, datagram) {
-                keys.other = flow.other_key(&keys.here);
-                self.remove(stage, keys);
-                continue;
-            }
-            let onward = &mut self.scratch.way.onward;
-            if rule.is_via_stack() {
-                *onward = Onward::Stack;
-                if let Err(reason) = may_enter::<W>(flow.direction) {
-                    return Followed::Stopped(reason);
-                }
-            } else if hop_is_fresh(flow, self.world, self.now) {
-                *onward = Onward::Hop(flow.hop);
-                if let Err(reason) = fit(onward, datagram, flow, self.world) {
-                    return Followed::Stopped(reason);
-                }
-            } else {
-                return Followed::Stale;
-            }
-            touch(flow, datagram, stage, self.now);
-            return Followed::Done;
+            return Followed::Unknown;
+        };
+        if datagram.transport == Transport::Malformed {
+            return Followed::Stopped(Reason::BadL4Length);
         }
-        Followed::Unknown
+        if reopens(flow, datagram) {
+            keys.other = flow.other_key(&keys.here);
+            self.remove(stage, keys);
+            return Followed::Unknown;
+        }
+        let onward = &mut self.scratch.way.onward;
+        if rule.is_via_stack() {
+            *onward = Onward::Stack;
+            if let Err(reason) = may_enter::<W>(flow.direction) {
+                return Followed::Stopped(reason);
+            }
+        } else if hop_is_fresh(flow, self.world, self.now) {
+            *onward = Onward::Hop(flow.hop);
+            if let Err(reason) = fit(onward, datagram, flow, self.world) {
+                return Followed::Stopped(reason);
+            }
+        } else {
+            return Followed::Stale;
+        }
+        touch(flow, datagram, stage, self.now);
+        Followed::Done
     }
 
     /// Carries a packet of the flow that [`Core::follow`] has found, with a hop that is asked anew.

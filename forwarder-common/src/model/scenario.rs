@@ -93,11 +93,11 @@ pub const RULES: &[RuleSpec] = &[
     rule(BOTH, (7002, 7002), ON_THE_OUTSIDE, (7002, 7002)),
     RuleSpec { expired: true, ..rule(BOTH, (7003, 7003), SERVER, (7003, 7003)) },
     rule(BOTH, (1, 1), SERVER, (1, 1)),
-    RuleSpec { via_stack: true, ..rule(BOTH, (STACK_PORT, STACK_PORT), SERVER, (STACK_PORT, STACK_PORT)) },
     rule(BOTH, (65_535, 65_535), SERVER, (65_535, 65_535)),
     RuleSpec { limits: (2, 1, 0), ..rule(BOTH, LIMITED_PORTS, SERVER, LIMITED_PORTS) },
     RuleSpec { limits: (0, 0, 1), ..rule(BOTH, (SLOW_PORT, SLOW_PORT), SERVER, (SLOW_PORT, SLOW_PORT)) },
     RuleSpec { dmz: true, ..rule(BOTH, DMZ_PORTS, SERVER, DMZ_PORTS) },
+    RuleSpec { via_stack: true, ..rule(BOTH, (STACK_PORT, STACK_PORT), SERVER, (STACK_PORT, STACK_PORT)) },
 ];
 
 /// From here on the slots are those of the same rules in IPv6, from twin to twin.
