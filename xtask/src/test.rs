@@ -21,6 +21,7 @@ pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
     let mut steps = Steps::new();
     let record = steps.run("set-up", || {
         let record = setup::ensure(workspace, Preference::Auto)?;
+        setup::ensure_tools("the applications of the tests", setup::APPLICATIONS)?;
         ensure_lints()?;
         Ok(record)
     })?;

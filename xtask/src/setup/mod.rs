@@ -32,10 +32,10 @@ pub enum Preference {
     Nightly,
 }
 
-/// A program that building, testing or the demo runs.
-struct Tool {
-    program: &'static str,
-    packages: &'static [&'static str],
+/// A program that is run, and the Debian packages that bring it.
+pub struct Tool {
+    pub program: &'static str,
+    pub packages: &'static [&'static str],
 }
 
 /// The rest of what is needed is built by cargo or brought by the compiler's packages.
@@ -51,6 +51,16 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", packages: &["curl"] },
 ];
 
+/// What the tests alone run: applications whose traffic goes through mappings.
+pub const APPLICATIONS: &[Tool] = &[
+    Tool { program: "sipp", packages: &["sip-tester"] },
+    Tool { program: "ffmpeg", packages: &["ffmpeg"] },
+    Tool { program: "h2load", packages: &["nghttp2-client"] },
+    Tool { program: "nghttpd", packages: &["nghttp2-server"] },
+    Tool { program: "ssh", packages: &["openssh-client"] },
+    Tool { program: "sshd", packages: &["openssh-server"] },
+];
+
 /// Sets the machine up as far as it is not, and says what is there.
 pub fn run(workspace: &Workspace, preference: Preference) -> Result<()> {
     let record = ensure(workspace, preference)?;
@@ -60,7 +70,7 @@ pub fn run(workspace: &Workspace, preference: Preference) -> Result<()> {
 
 /// Sets the machine up as far as it is not; silent where nothing is missing.
 pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
-    let missing = missing_packages();
+    let missing = missing_packages(TOOLS);
     if let Some(record) = Record::read(workspace)
         && missing.is_empty()
         && record.suits(preference)
@@ -71,7 +81,7 @@ pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
 
     let mut apt = Apt::find()?;
     if !missing.is_empty() {
-        install_tools(apt.as_mut(), &missing)?;
+        install_tools(apt.as_mut(), "the tools that building and testing use", &missing)?;
     }
     let compiler = find_compiler(apt.as_mut(), preference)?;
     let llvm_bin = llvm::ensure(apt.as_mut(), compiler.llvm)?;
@@ -81,8 +91,17 @@ pub fn ensure(workspace: &Workspace, preference: Preference) -> Result<Record> {
     Ok(record)
 }
 
-fn missing_packages() -> Vec<&'static str> {
-    TOOLS
+/// Installs those of these programs that are missing; `what` they are is said then.
+pub fn ensure_tools(what: &str, tools: &[Tool]) -> Result<()> {
+    let missing = missing_packages(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install_tools(Apt::find()?.as_mut(), what, &missing)
+}
+
+fn missing_packages(tools: &[Tool]) -> Vec<&'static str> {
+    tools
         .iter()
         .filter(|tool| workspace::find_program(tool.program).is_none())
         .flat_map(|tool| tool.packages)
@@ -90,15 +109,15 @@ fn missing_packages() -> Vec<&'static str> {
         .collect()
 }
 
-fn install_tools(apt: Option<&mut Apt>, packages: &[&str]) -> Result<()> {
+fn install_tools(apt: Option<&mut Apt>, what: &str, packages: &[&str]) -> Result<()> {
     let Some(apt) = apt else {
         bail!(
             "missing here: {}; install what your distribution calls these Debian packages, \
-             then run `cargo xtask setup` again",
+             then run this again",
             packages.join(" ")
         );
     };
-    apt.install("the tools that building and testing use", packages)
+    apt.install(what, packages)
 }
 
 fn find_compiler(mut apt: Option<&mut Apt>, preference: Preference) -> Result<Compiler> {
