@@ -10,10 +10,13 @@ use aya_ebpf::{
 use forwarder_common::{
     fragment::{HeldKey, LONGEST_HELD, TRAIN_LIFETIME},
     tables::Flows,
-    wire::{ethernet, ipv4},
+    wire::ipv4,
 };
 
-use crate::tables::{self, FlowMaps, Tabled};
+use crate::{
+    link::Link,
+    tables::{self, FlowMaps, Tabled},
+};
 
 /// What has become of the packet in hand.
 pub enum Kept {
@@ -25,8 +28,8 @@ pub enum Kept {
 
 /// Keeps a copy. The core has seen to it that it fits.
 #[inline(always)]
-pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64) -> Kept {
-    let len = (ctx.len() as usize).wrapping_sub(ethernet::LEN);
+pub fn hold<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64) -> Kept {
+    let len = (ctx.len() as usize).wrapping_sub(L::PRESENT);
     let Some(held) = tables::holding() else { return Kept::Gone };
     // The least length is for the verifier, which wants the helper's to be no 0.
     if len < ipv4::MIN_LEN || len > LONGEST_HELD {
@@ -36,7 +39,7 @@ pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64
     held.len = len as u32;
     let (skb, bytes) = (ctx.skb.skb, held.bytes.as_mut_ptr());
     // SAFETY: the context is this program's own; `bytes` has room for `LONGEST_HELD`.
-    if unsafe { bpf_skb_load_bytes(skb.cast(), ethernet::LEN as u32, bytes.cast(), len as u32) } != 0 {
+    if unsafe { bpf_skb_load_bytes(skb.cast(), L::PRESENT as u32, bytes.cast(), len as u32) } != 0 {
         return Kept::Gone;
     }
     if A::held().insert(key, held, 0).is_err() {
@@ -51,12 +54,12 @@ pub fn hold<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64
 
 /// Lets the packet in hand come in again, and behind it the one that was held.
 #[inline(always)]
-pub fn release<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32) -> Kept {
+pub fn release<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32) -> Kept {
     // SAFETY: the context is this program's own; no packet pointer is used after the calls here.
     if unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, u64::from(BPF_F_INGRESS)) } != 0 {
         return Kept::Gone;
     }
-    if become_held(ctx, key).is_err() || A::held().remove(key).is_err() {
+    if become_held::<A, L>(ctx, key).is_err() || A::held().remove(key).is_err() {
         return Kept::Gone;
     }
     again(ifindex)
@@ -64,14 +67,14 @@ pub fn release<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32) -> Ke
 
 /// Puts a held packet in the place of the one in hand. The Ethernet header stays.
 #[inline(always)]
-fn become_held<A: Tabled>(ctx: &TcContext, key: &HeldKey<A>) -> Result<(), ()> {
+fn become_held<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>) -> Result<(), ()> {
     let held = tables::held(key).ok_or(())?;
     let len = held.len as usize;
     if len < ipv4::MIN_LEN || len > LONGEST_HELD {
         return Err(());
     }
     let (skb, bytes) = (ctx.skb.skb, held.bytes.as_ptr());
-    let (at, flags) = (ethernet::LEN as u32, u64::from(BPF_F_RECOMPUTE_CSUM));
+    let (at, flags) = (L::PRESENT as u32, u64::from(BPF_F_RECOMPUTE_CSUM));
     // SAFETY: as in `release`; `bytes` has `LONGEST_HELD` of them.
     let done = unsafe {
         bpf_skb_change_tail(skb, at + len as u32, 0) == 0

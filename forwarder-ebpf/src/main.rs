@@ -5,6 +5,7 @@
 
 mod counters;
 mod held;
+mod link;
 mod packet_tc;
 mod packet_xdp;
 mod sessions;
@@ -32,6 +33,7 @@ use forwarder_common::{
 use crate::{
     counters::PerCpuCounters,
     held::Kept,
+    link::{Bare, Ethernet, Link},
     packet_tc::TcPacket,
     packet_xdp::XdpPacket,
     tables::{AF_INET, AF_INET6, AtTcEgress, AtTcIngress, AtXdp, FlowMaps, Kernel, Place, Tabled, Workspace},
@@ -49,7 +51,7 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
         counters::count_other_vlan(&ctx);
         return TC_ACT_UNSPEC;
     };
-    let verdict = at_tc::<AtTcIngress>(&ctx);
+    let verdict = at_tc::<Ethernet, AtTcIngress>(&ctx);
     if tag.is_priority && !matches!(verdict, TC_ACT_UNSPEC | TC_ACT_SHOT) {
         // SAFETY: the context is this program's own; no packet pointer is used after the call.
         let popped = unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
@@ -63,10 +65,24 @@ pub fn forwarder_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn forwarder_egress(ctx: TcContext) -> i32 {
-    if packet_tc::is_done(&ctx) {
-        return TC_ACT_UNSPEC;
-    }
-    at_tc::<AtTcEgress>(&ctx)
+    egress::<Ethernet>(&ctx)
+}
+
+/// On an interface without Ethernet headers.
+#[classifier]
+pub fn forwarder_ingress_l3(ctx: TcContext) -> i32 {
+    at_tc::<Bare, AtTcIngress>(&ctx)
+}
+
+/// On an interface without Ethernet headers.
+#[classifier]
+pub fn forwarder_egress_l3(ctx: TcContext) -> i32 {
+    egress::<Bare>(&ctx)
+}
+
+#[inline(always)]
+fn egress<L: Link>(ctx: &TcContext) -> i32 {
+    if packet_tc::is_done(ctx) { TC_ACT_UNSPEC } else { at_tc::<L, AtTcEgress>(ctx) }
 }
 
 /// A function of its own for each family, as is [`at_tc_of`]: the two take up the stack one after the other.
@@ -89,19 +105,19 @@ fn at_xdp<A: Tabled>(ctx: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn at_tc<H: Place>(ctx: &TcContext) -> i32 {
-    let Some(packet) = TcPacket::new(ctx) else {
+fn at_tc<L: Link, H: Place>(ctx: &TcContext) -> i32 {
+    let Some(packet) = TcPacket::<L>::new(ctx) else {
         let is_lost = H::HOOK == Hook::TcEgress && Kernel::<H>::of_skb(ctx).is_marked();
         return if is_lost { TC_ACT_SHOT } else { TC_ACT_UNSPEC };
     };
-    if pipeline::is_ipv6(&packet) { at_tc_of::<Ipv6, H>(ctx) } else { at_tc_of::<Ipv4, H>(ctx) }
+    if pipeline::is_ipv6(&packet) { at_tc_of::<Ipv6, L, H>(ctx) } else { at_tc_of::<Ipv4, L, H>(ctx) }
 }
 
 /// `TC_ACT_UNSPEC` lets the next program or filter of the hook have its say.
 #[inline(never)]
-fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
+fn at_tc_of<A: Tabled, L: Link, H: Place>(ctx: &TcContext) -> i32 {
     let world = Kernel::<H>::of_skb(ctx);
-    match process::<A, _, _>(&mut TcPacket::again(ctx), &world) {
+    match process::<A, _, _>(&mut TcPacket::<L>::again(ctx), &world) {
         Outcome::Pass => TC_ACT_UNSPEC,
         Outcome::PassMarked => {
             packet_tc::mark(ctx, tables::mark());
@@ -115,30 +131,41 @@ fn at_tc_of<A: Tabled, H: Place>(ctx: &TcContext) -> i32 {
             TC_ACT_OK
         }
         Outcome::Admit => TC_ACT_OK,
-        // What is redirected passes TC egress on its way out.
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } if !prepare::<L>(ctx) => TC_ACT_SHOT,
         Outcome::Redirect { ifindex } => {
-            packet_tc::set_done(ctx);
             // SAFETY: the helper takes plain numbers.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
-        Outcome::RedirectNeighbour { ifindex, next_hop } => {
-            packet_tc::set_done(ctx);
-            redirect_to(ifindex, next_hop)
-        }
+        Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
         // Fragments are held at ingress only.
         Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
-        Outcome::Hold => keep::<A, H>(ctx, &world, false),
-        Outcome::Release => keep::<A, H>(ctx, &world, true),
+        Outcome::Hold => keep::<A, L, H>(ctx, &world, false),
+        Outcome::Release => keep::<A, L, H>(ctx, &world, true),
     }
+}
+
+/// Makes a packet ready for its redirect. False: there is no memory for the header that it lacks.
+#[inline(always)]
+fn prepare<L: Link>(ctx: &TcContext) -> bool {
+    if TcPacket::<L>::again(ctx).complete().is_err() {
+        warn!(ctx, "no memory for the header of a packet of {} bytes", ctx.len());
+        return false;
+    }
+    // It passes TC egress on its way out.
+    packet_tc::set_done(ctx);
+    true
 }
 
 /// Holds a fragment, or releases the one behind it. (A function of its own, as the next, for its stack.)
 #[inline(never)]
-fn keep<A: Tabled, H: Place>(ctx: &TcContext, world: &Kernel<H>, releases: bool) -> i32 {
+fn keep<A: Tabled, L: Link, H: Place>(ctx: &TcContext, world: &Kernel<H>, releases: bool) -> i32 {
     let Some(Workspace { seen, .. }) = A::workspace() else { return TC_ACT_SHOT };
     let (key, ifindex) = (seen.held(), world.ifindex());
-    let kept =
-        if releases { held::release(ctx, key, ifindex) } else { held::hold(ctx, key, ifindex, world.now()) };
+    let kept = if releases {
+        held::release::<A, L>(ctx, key, ifindex)
+    } else {
+        held::hold::<A, L>(ctx, key, ifindex, world.now())
+    };
     match kept {
         Kept::Gone => TC_ACT_SHOT,
         Kept::Redirected(verdict) => verdict,

@@ -1,10 +1,13 @@
 //! A frame in an skb, at TC.
 
-use core::hint::black_box;
+use core::{hint::black_box, marker::PhantomData};
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_diff, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data},
+    helpers::{
+        bpf_csum_diff, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use forwarder_common::{
@@ -13,7 +16,10 @@ use forwarder_common::{
     wire::{ethernet, ipv4, tcp},
 };
 
-use crate::tables::{self, CHUNK_LEN, Chunk};
+use crate::{
+    link::{self, Link},
+    tables::{self, CHUNK_LEN, Chunk},
+};
 
 /// Longest headers that the core reads without asking for more: Ethernet, IPv4 with all its options (IPv6
 /// has less without extension headers), TCP without.
@@ -22,15 +28,17 @@ const HEADERS: usize = ethernet::LEN + ipv4::MAX_LEN + tcp::MIN_LEN;
 /// Longest range that is summed: ICMP errors have 576 bytes (RFC 1812 section 4.3.2.3).
 const LONGEST_SUM: usize = 4 * CHUNK_LEN;
 
-pub struct TcPacket<'a> {
+pub struct TcPacket<'a, L> {
     ctx: &'a TcContext,
+    link: PhantomData<L>,
 }
 
-impl<'a> TcPacket<'a> {
+impl<'a, L: Link> TcPacket<'a, L> {
     /// Makes the headers reachable. `None`: the kernel has no memory for that.
     #[inline(always)]
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
-        let mut packet = Self { ctx };
+        let mut packet = Self { ctx, link: PhantomData };
+        link::begin::<L>(ctx.skb.skb);
         packet.reach(HEADERS).ok()?;
         Some(packet)
     }
@@ -38,13 +46,30 @@ impl<'a> TcPacket<'a> {
     /// A packet that was made before, whose headers are reachable.
     #[inline(always)]
     pub fn again(ctx: &'a TcContext) -> Self {
-        Self { ctx }
+        Self { ctx, link: PhantomData }
     }
 
     #[inline(always)]
     fn place(&self, offset: usize, len: usize) -> Result<usize, OutOfBounds> {
-        let place = self.ctx.data() + offset;
+        let place = self.ctx.data() + L::in_skb(offset);
         if place + len > self.end() { Err(OutOfBounds) } else { Ok(place) }
+    }
+
+    /// Gives the skb the header that it lacks, for a way out that begins with one. (Where it does not,
+    /// the kernel takes it off again.)
+    #[inline(always)]
+    pub fn complete(&self) -> Result<(), OutOfBounds> {
+        if L::MISSING == 0 {
+            return Ok(());
+        }
+        let (skb, header) = (self.ctx.skb.skb, link::header().ok_or(OutOfBounds)?);
+        // SAFETY: the context is this program's own, no packet pointer is held over the calls, and the
+        // header has as many bytes.
+        let done = unsafe {
+            bpf_skb_change_head(skb, L::MISSING as u32, 0) == 0
+                && bpf_skb_store_bytes(skb.cast(), 0, header.as_ptr().cast(), L::MISSING as u32, 0) == 0
+        };
+        if done { Ok(()) } else { Err(OutOfBounds) }
     }
 
     /// Read anew each time, as in `XdpPacket::end`.
@@ -66,6 +91,7 @@ impl<'a> TcPacket<'a> {
         // which a comparison with 0 gives no least value.
         let size = (black_box(size).wrapping_sub(1) & (CHUNK_LEN - 1)) + 1;
         let (skb, bytes) = (self.ctx.skb.skb.cast(), chunk.0.as_mut_ptr());
+        let offset = L::in_skb(offset);
         // SAFETY: the context is this program's own; `size` is at most `CHUNK_LEN`, and the chunk has
         // room for a word more, which fills up the last one with zeroes.
         let sum = unsafe {
@@ -83,6 +109,7 @@ impl<'a> TcPacket<'a> {
         if delta == Delta::NONE {
             return Ok(());
         }
+        let offset = L::in_skb(offset);
         // SAFETY: the context is this program's own. Size 0 in the flags says that `to` is a difference.
         let done = unsafe {
             bpf_l4_csum_replace(self.ctx.skb.skb, offset as u32, 0, u64::from(delta.to_kernel()), flags)
@@ -91,15 +118,15 @@ impl<'a> TcPacket<'a> {
     }
 }
 
-impl Packet for TcPacket<'_> {
+impl<L: Link> Packet for TcPacket<'_, L> {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.ctx.len() as usize
+        self.ctx.len() as usize + L::MISSING
     }
 
     #[inline(always)]
     fn reach(&mut self, len: usize) -> Result<(), OutOfBounds> {
-        let wanted = if self.len() < len { self.len() } else { len };
+        let wanted = (if self.len() < len { self.len() } else { len }) - L::MISSING;
         if self.ctx.data() + wanted <= self.end() {
             return Ok(());
         }
@@ -128,6 +155,9 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn read<T: Plain>(&self, offset: usize) -> Result<T, OutOfBounds> {
+        if let Some(value) = link::read::<L, T>(self.ctx.skb.skb, offset) {
+            return Ok(value);
+        }
         let place = self.place(offset, size_of::<T>())? as *const T;
         // SAFETY: `place` has checked that a whole T lies within the linear part; it holds integers, any bytes are one.
         Ok(unsafe { place.read_unaligned() })
@@ -135,6 +165,9 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn write<T: Plain>(&mut self, offset: usize, value: T) -> Result<(), OutOfBounds> {
+        if link::write::<L, T>(offset, value) {
+            return Ok(());
+        }
         let place = self.place(offset, size_of::<T>())? as *mut T;
         // SAFETY: as in `read`; the kernel has unshared the skb's head for a program that writes.
         unsafe { place.write_unaligned(value) };
@@ -165,7 +198,7 @@ impl Packet for TcPacket<'_> {
 /// checksum of the IP header makes up for it (Linux 6.16, and the stable kernels that took it over).
 const BPF_F_IPV6: u64 = 1 << 7;
 
-impl TcPacket<'_> {
+impl<L: Link> TcPacket<'_, L> {
     #[inline(always)]
     fn replace_ipv6_addresses(&self, offset: usize, delta: Delta, flags: u64) -> Result<(), OutOfBounds> {
         if self.replace_checksum(offset, delta, flags | BPF_F_IPV6).is_ok() {

@@ -49,6 +49,7 @@ impl Daemon {
             index,
             name: name.into(),
             mac: None,
+            is_bare: false,
             mtu: 1500,
             kind: None,
             sends_for_xdp: None,

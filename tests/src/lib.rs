@@ -27,6 +27,7 @@ mod raw;
 mod sockets;
 mod stats;
 mod topology;
+mod tun;
 mod wait;
 
 pub use daemon::{Daemon, DaemonOptions, Datapath, forwarderctl, forwarderd};
@@ -41,4 +42,5 @@ pub use sockets::{
 };
 pub use stats::Stats;
 pub use topology::{Testbed, TestbedBuilder};
+pub use tun::{TunCable, tun};
 pub use wait::wait_until;

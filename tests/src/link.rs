@@ -66,7 +66,15 @@ impl<'a> End<'a> {
         self
     }
 
-    fn configure(&self) -> Result<()> {
+    pub(crate) fn host(&self) -> &Host {
+        self.host
+    }
+
+    pub(crate) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    pub(crate) fn configure(&self) -> Result<()> {
         let interface = &self.interface;
         let mut lines = String::new();
         if let Some(mtu) = self.mtu {

@@ -20,6 +20,7 @@ fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
         index,
         name: name.into(),
         mac: None,
+        is_bare: false,
         mtu: 1500,
         kind: None,
         sends_for_xdp: None,

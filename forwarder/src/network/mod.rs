@@ -19,8 +19,10 @@ pub struct Network {
 pub struct Interface {
     pub index: u32,
     pub name: String,
-    /// Absent where there is no Ethernet header (TUN, PPP).
+    /// Absent where there is no Ethernet header.
     pub mac: Option<[u8; 6]>,
+    /// Packets begin with their IP header (TUN, WireGuard, PPP).
+    pub is_bare: bool,
     pub mtu: u32,
     /// `veth`, `bridge`, …; absent for hardware.
     pub kind: Option<String>,

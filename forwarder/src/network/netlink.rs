@@ -189,6 +189,7 @@ fn interface(link: LinkMessage) -> Option<Interface> {
         index: link.header.index,
         name: String::new(),
         mac: None,
+        is_bare: is_bare(link.header.link_layer_type),
         mtu: 0,
         kind: None,
         addresses: Vec::new(),
@@ -212,6 +213,12 @@ fn interface(link: LinkMessage) -> Option<Interface> {
         }
     }
     (!interface.name.is_empty()).then_some(interface)
+}
+
+/// What Linux takes for an interface without link-layer headers (`dev_is_mac_header_xmit`).
+fn is_bare(kind: LinkLayerType) -> bool {
+    use LinkLayerType::*;
+    matches!(kind, Tunnel | Tunnel6 | Sit | Ipgre | Ip6gre | Void | None | Rawip | Ppp)
 }
 
 fn kind_name(kind: InfoKind) -> String {

@@ -273,7 +273,7 @@ fn detaching_where_nothing_is_pinned_names_whose_programs_stay() {
 }
 
 /// What `status` says about an interface.
-fn interface(bed: &Testbed, name: &str) -> Value {
+pub fn interface(bed: &Testbed, name: &str) -> Value {
     let status = bed.ctl_json(&["status"]).unwrap();
     let found = status["interfaces"].as_array().unwrap().iter().find(|interface| interface["name"] == name);
     found.unwrap_or_else(|| panic!("{name} is not in {status:#}")).clone()
@@ -360,7 +360,7 @@ fn a_foreign_tc_filter_stays() {
 }
 
 /// Starts a controller that must refuse, and returns what it says.
-fn refusal(bed: &Testbed, command: Command) -> String {
+pub fn refusal(bed: &Testbed, command: Command) -> String {
     let mut process = bed.router.start(command).unwrap();
     let status = process.wait(DEADLINE).unwrap();
     let said = process.finish();

@@ -12,6 +12,7 @@ mod flows;
 mod foreign;
 mod fragments;
 mod hostile;
+mod interfaces;
 mod limits;
 mod living;
 mod refusing;

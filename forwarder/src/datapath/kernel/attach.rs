@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf,
     programs::{
-        ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        ProgramError, SchedClassifier, TcAttachType, XdpMode,
         links::{FdLink, LinkOrder, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -25,7 +25,7 @@ use nix::fcntl::Flock;
 
 use super::{
     detach_link::detach_link,
-    load::{self, TC_EGRESS, TC_INGRESS, XDP, kernel_is_at_least, program},
+    load::{self, TC_EGRESS, TC_EGRESS_L3, TC_INGRESS, TC_INGRESS_L3, kernel_is_at_least},
     netfilter,
     owner::{self, Holder},
 };
@@ -151,10 +151,13 @@ impl Pins {
         if !self.path(interface.index, "tc-ingress").exists() {
             owner::check_interface(&interface.name)?;
         }
+        let (kind, why) = choose(interface, mode)?;
+        let (ingress, egress) =
+            if interface.is_bare { (TC_INGRESS_L3, TC_EGRESS_L3) } else { (TC_INGRESS, TC_EGRESS) };
         // TC first: it is complete by itself, XDP only speeds it up.
-        let tc = self.attach_tc(ebpf, interface, TC_INGRESS, TcAttachType::Ingress)?;
+        let tc = self.attach_tc(ebpf, interface, ingress, TcAttachType::Ingress)?;
         if external {
-            self.attach_tc(ebpf, interface, TC_EGRESS, TcAttachType::Egress)?;
+            self.attach_tc(ebpf, interface, egress, TcAttachType::Egress)?;
         } else {
             // It may have been external before.
             let before = self.path(interface.index, "tc-egress");
@@ -162,7 +165,6 @@ impl Pins {
                 release(&[before]);
             }
         }
-        let (kind, why) = choose(interface, mode);
         let Some(kind) = kind else {
             self.remove_xdp(interface.index, None);
             return Ok(Attached { xdp: None, tc, why });
@@ -220,7 +222,7 @@ impl Pins {
 
     fn attach_xdp(&mut self, ebpf: &mut Ebpf, interface: &Interface, kind: XdpKind) -> Result<(), NoXdp> {
         let other = |error: anyhow::Error| NoXdp::Refused(io::Error::other(error));
-        let xdp: &mut Xdp = program(ebpf, XDP).map_err(other)?;
+        let xdp = load::xdp(ebpf).map_err(other)?;
         let path = self.path(interface.index, kind.pin_suffix());
         if let Ok(pinned) = PinnedLink::from_pin(&path) {
             let adopted =
@@ -255,7 +257,7 @@ impl Pins {
         name: &'static str,
         hook: TcAttachType,
     ) -> Result<&'static str> {
-        let classifier: &mut SchedClassifier = program(ebpf, name)?;
+        let classifier = load::classifier(ebpf, name)?;
         if kernel_is_at_least(6, 6) {
             let path = self
                 .path(interface.index, if hook == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" });
@@ -283,8 +285,17 @@ fn links_dir(pin_dir: &Path) -> PathBuf {
 }
 
 /// Which XDP to try, and the sentence for `status`.
-fn choose(interface: &Interface, mode: Mode) -> (Option<XdpKind>, String) {
-    match mode {
+fn choose(interface: &Interface, mode: Mode) -> Result<(Option<XdpKind>, String)> {
+    if interface.is_bare && mode != Mode::Tc {
+        let kind = interface.kind.as_deref().unwrap_or("point-to-point");
+        ensure!(
+            mode != Mode::Xdp,
+            "{}: a {kind} interface has no Ethernet headers, which XDP needs; use --datapath tc or auto",
+            interface.name
+        );
+        return Ok((None, format!("TC on a {kind} interface: XDP needs Ethernet headers")));
+    }
+    Ok(match mode {
         Mode::Tc => (None, "TC alone, as configured".to_owned()),
         Mode::Xdp => (Some(XdpKind::Native), "native XDP, as configured; TC for what it leaves".to_owned()),
         Mode::XdpGeneric => {
@@ -297,7 +308,7 @@ fn choose(interface: &Interface, mode: Mode) -> (Option<XdpKind>, String) {
             Some("veth") => (None, "auto: on veth TC carries bulk TCP faster than XDP".to_owned()),
             Some(kind) => (None, format!("auto: TC on a {kind} interface")),
         },
-    }
+    })
 }
 
 /// Returns whether the link is new.
@@ -473,6 +484,8 @@ fn detach_clsact() -> Vec<String> {
         for (hook, program, what) in [
             (TcAttachType::Ingress, TC_INGRESS, "tc-ingress"),
             (TcAttachType::Egress, TC_EGRESS, "tc-egress"),
+            (TcAttachType::Ingress, TC_INGRESS_L3, "tc-ingress"),
+            (TcAttachType::Egress, TC_EGRESS_L3, "tc-egress"),
         ] {
             if tc::qdisc_detach_program(name, hook, program).is_ok() {
                 done.push(format!("detached {what} from {name}"));

@@ -34,9 +34,12 @@ pub fn object() -> &'static [u8] {
 }
 
 /// Names of the programs in the object.
-pub const XDP: &str = "forwarder_xdp";
+const XDP: &str = "forwarder_xdp";
 pub const TC_INGRESS: &str = "forwarder_ingress";
 pub const TC_EGRESS: &str = "forwarder_egress";
+/// Those for interfaces without Ethernet headers; loaded where there is one.
+pub const TC_INGRESS_L3: &str = "forwarder_ingress_l3";
+pub const TC_EGRESS_L3: &str = "forwarder_egress_l3";
 
 /// The map of what the controller tells the programs; the first to be looked for.
 pub const SETTINGS: &str = "SETTINGS";
@@ -56,7 +59,7 @@ pub fn kernel_is_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
 }
 
-/// Loads maps and programs. Maps that are pinned already are used as they are, contents included.
+/// Makes the maps; each program is loaded where it is needed first. Maps that are pinned already are used as they are, contents included.
 pub fn load(options: &Options) -> Result<Ebpf> {
     let maps = maps_dir(&options.pin_dir);
     fs::create_dir_all(&maps).with_context(|| format!("cannot create {}", maps.display()))?;
@@ -83,7 +86,7 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         loader.map_max_entries(name, pinned_size(&maps, name).unwrap_or(wanted));
     }
     let coarse_clock = u8::from(kernel_is_at_least(5, 11));
-    let mut ebpf = loader
+    loader
         .default_map_pin_directory(&maps)
         .override_global("COARSE_CLOCK", &coarse_clock, true)
         .override_global("MARK", &options.mark, true)
@@ -91,12 +94,25 @@ pub fn load(options: &Options) -> Result<Ebpf> {
         .map_err(|error| match permission(&error) {
             true => anyhow!("the kernel refuses to load eBPF: run forwarderd as root"),
             false => anyhow!(error).context("cannot create the eBPF maps"),
-        })?;
-    program::<Xdp>(&mut ebpf, XDP)?.load().map_err(refused)?;
-    for name in [TC_INGRESS, TC_EGRESS] {
-        program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused)?;
+        })
+}
+
+/// The XDP program, loaded if it is not yet: a start takes as long as the programs that it needs.
+pub fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let xdp: &mut Xdp = program(ebpf, XDP)?;
+    if xdp.fd().is_err() {
+        xdp.load().map_err(refused)?;
     }
-    Ok(ebpf)
+    Ok(xdp)
+}
+
+/// A TC program, loaded likewise.
+pub fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier> {
+    let classifier: &mut SchedClassifier = program(ebpf, name)?;
+    if classifier.fd().is_err() {
+        classifier.load().map_err(refused)?;
+    }
+    Ok(classifier)
 }
 
 /// A pinned map keeps the size that it was made with, and what uses it has to know that one.
@@ -105,7 +121,7 @@ fn pinned_size(maps: &Path, name: &str) -> Option<u32> {
 }
 
 /// A program of the object, by its name and type.
-pub fn program<'e, P>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P>
+fn program<'e, P>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P>
 where
     &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = ProgramError>,
 {

@@ -182,10 +182,11 @@ impl KernelDatapath {
             if port.attached.as_ref().is_some_and(|(index, _)| *index == interface.index) {
                 continue;
             }
-            if interface.mac.is_none() {
+            if interface.mac.is_none() && !interface.is_bare {
                 port.attached = None;
                 port.missing =
-                    "it has no Ethernet header; only Ethernet interfaces are supported yet".to_owned();
+                    "it has another header than Ethernet's before its packets: that is not supported"
+                        .to_owned();
                 log::warn!("{}: {}", port.name, port.missing);
                 continue;
             }
@@ -259,7 +260,7 @@ fn describe(interface: &Interface, side: Side, attached: &Attached, mode: Mode) 
     let finished = hardware && attached.xdp == Some(XdpKind::Native);
     // Before Linux 6.3 it does not say: who has asked for native XDP on a veth vouches for its peer.
     let sends = interface.sends_for_xdp.unwrap_or(attached.xdp == Some(XdpKind::Native));
-    let target = mode == Mode::XdpGeneric || sends;
+    let target = !interface.is_bare && (mode == Mode::XdpGeneric || sends);
     layout::Interface {
         mtu: interface.mtu,
         mac: interface.mac.unwrap_or_default(),
