@@ -5,6 +5,8 @@ mod demo;
 mod process;
 mod setup;
 mod test;
+mod test_vm;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -39,8 +41,14 @@ enum Command {
     #[command(after_help = "Example:\n  cargo xtask demo")]
     Demo,
     /// Checks the format, lints, and runs every test; needs root
-    #[command(after_help = "Example:\n  cargo xtask test\n  cargo xtask test -- hairpin")]
+    #[command(
+        after_help = "Example:\n  cargo xtask test\n  cargo xtask test -- hairpin\n  cargo xtask test --vm"
+    )]
     Test {
+        /// Only the end-to-end tests of kinds of interfaces (or those named), in virtual machines with
+        /// Debian's Linux 6.1 and 6.12
+        #[arg(long)]
+        vm: bool,
         /// What to pass on to the tests: a part of their names, or options of the test harness
         #[arg(last = true)]
         filter: Vec<String>,
@@ -63,6 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Setup { toolchain } => setup::run(&workspace, toolchain),
         Command::Build => build::run(&workspace),
         Command::Demo => demo::run(&workspace),
-        Command::Test { filter } => test::run(&workspace, &filter),
+        Command::Test { vm: true, filter } => test_vm::run(&workspace, &filter),
+        Command::Test { vm: false, filter } => test::run(&workspace, &filter),
     }
 }

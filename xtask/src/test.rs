@@ -94,7 +94,8 @@ fn minutes(time: Duration) -> String {
     }
 }
 
-fn host_side(workspace: &Workspace, subcommand: &str) -> Command {
+/// Cargo for everything but the eBPF side.
+pub fn host_side(workspace: &Workspace, subcommand: &str) -> Command {
     let mut cargo = cargo(workspace);
     cargo.args([subcommand, "--workspace", "--exclude", "forwarder-ebpf"]);
     cargo

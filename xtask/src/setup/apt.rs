@@ -1,6 +1,6 @@
 //! Debian's and Ubuntu's package manager.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -66,6 +66,21 @@ impl Apt {
                  `cargo xtask setup --toolchain nightly`"
             )
         })
+    }
+
+    /// The package that a meta-package stands for.
+    pub fn dependency(&self, meta: &str) -> Result<String> {
+        let mut query = Command::new("apt-cache");
+        query.args(["depends", "--important", meta]).env("LC_ALL", "C");
+        let answer = process::output(&mut query)?;
+        let found = answer.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+        found.map(str::to_owned).with_context(|| format!("{meta} leads to no other package"))
+    }
+
+    /// Downloads a package's file into a folder.
+    pub fn download(&self, package: &str, dir: &Path) -> Result<()> {
+        process::run_quietly(apt_get("download").arg(package).current_dir(dir))
+            .with_context(|| format!("cannot download {package}; check the network"))
     }
 
     /// Fetches the package lists, once a run; without root those that are there have to do.

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::cache_dir;
 use crate::{process, workspace::Workspace};
 
 const VERSION: &str = "0.13.0";
@@ -61,12 +62,4 @@ fn install(workspace: &Workspace, llvm: u32, llvm_bin: &Path, root: &Path) -> Re
             // Its intermediate files are none of this workspace's.
             .env_remove("CARGO_TARGET_DIR"),
     )
-}
-
-fn cache_dir() -> Result<PathBuf> {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("XDG_CACHE_HOME")
-        .filter(|dir| dir.is_absolute())
-        .or_else(|| Some(variable("HOME")?.join(".cache")))
-        .context("cannot tell where your cache is; say so: `export HOME=…`")
 }

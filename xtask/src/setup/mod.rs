@@ -8,13 +8,12 @@ mod linker;
 mod llvm;
 mod record;
 
-use anyhow::{Result, bail};
+use std::{env, path::PathBuf};
 
-pub use self::record::Record;
-use self::{
-    apt::Apt,
-    compiler::{Compiler, Distribution},
-};
+use anyhow::{Context as _, Result, bail};
+
+use self::compiler::{Compiler, Distribution};
+pub use self::{apt::Apt, record::Record};
 use crate::{
     process,
     workspace::{self, Workspace},
@@ -144,4 +143,13 @@ fn find_compiler(mut apt: Option<&mut Apt>, preference: Preference) -> Result<Co
         process::announce("this distribution has no Rust that is new enough: using rustup's nightly");
     }
     Compiler::nightly()
+}
+
+/// Where the user's programs keep what can be had again.
+pub fn cache_dir() -> Result<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_CACHE_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| Some(variable("HOME")?.join(".cache")))
+        .context("cannot tell where your cache is; say so: `export HOME=…`")
 }
