@@ -76,22 +76,24 @@ pub async fn watch() -> Result<mpsc::Receiver<Network>> {
 
 /// How packets to each of `addresses` leave.
 ///
-/// Asks and waits: to be called where a task may block.
+/// Asks and waits, also where a task is not expected to (the start has two uplinks looked up).
 pub fn find_egress(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Egress>> {
-    Runtime::try_current()?.block_on(async {
+    let runtime = Runtime::try_current()?;
+    let ask = async {
         let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         let task = tokio::spawn(connection);
-        let ask = async {
+        let answers = async {
             let mut found = BTreeMap::new();
             for &address in addresses {
                 found.insert(address, egress(&handle, address).await?);
             }
             Ok(found)
         };
-        let found = timeout(PATIENCE, ask).await;
+        let found = timeout(PATIENCE, answers).await;
         task.abort();
         found.context("the kernel does not answer")?
-    })
+    };
+    tokio::task::block_in_place(|| runtime.block_on(ask))
 }
 
 async fn egress(handle: &Handle, address: IpAddr) -> Result<Egress> {
