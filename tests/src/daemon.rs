@@ -93,7 +93,8 @@ impl Daemon {
 
     /// Starts `forwarderd` and waits until `forwarderctl status` says that it is ready.
     pub fn start(&mut self) -> Result<()> {
-        const LIMIT: Duration = Duration::from_secs(60);
+        // In an emulated machine the verifier takes more than a minute.
+        const LIMIT: Duration = Duration::from_secs(300);
         ensure!(self.process.is_none(), "the daemon runs already");
         let process = self.process.insert(self.host.start(self.command()?)?);
         let deadline = Instant::now() + LIMIT;
