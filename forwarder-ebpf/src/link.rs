@@ -5,7 +5,10 @@
 //! the next hop's into it, and it becomes real when the packet leaves.
 
 use aya_ebpf::{Global, bindings::__sk_buff, macros::map, maps::PerCpuArray};
-use forwarder_common::{packet::Plain, wire::ethernet};
+use forwarder_common::{
+    packet::{OutOfBounds, Plain},
+    wire::ethernet,
+};
 
 /// How packets begin on a kind of interface.
 pub trait Link {
@@ -80,7 +83,7 @@ pub fn begin<L: Link>(skb: *const __sk_buff) {
 /// Reads from the missing header, as it came.
 #[inline(always)]
 pub fn read<L: Link, T: Plain>(skb: *const __sk_buff, offset: usize) -> Option<T> {
-    if offset + size_of::<T>() > L::MISSING {
+    if !is_missing::<L, T>(offset) {
         return None;
     }
     // Not from the map: a look-up for each read would need the stack.
@@ -89,15 +92,18 @@ pub fn read<L: Link, T: Plain>(skb: *const __sk_buff, offset: usize) -> Option<T
     Some(unsafe { header.as_ptr().cast::<u8>().add(offset).cast::<T>().read_unaligned() })
 }
 
-/// Writes to the missing header; false where the place is not in it.
+/// Whether this is a place in the missing header.
 #[inline(always)]
-pub fn write<L: Link, T: Plain>(offset: usize, value: T) -> bool {
-    if offset + size_of::<T>() > L::MISSING {
-        return false;
-    }
-    let Some(header) = header() else { return false };
-    let header: *mut Header = header;
+pub const fn is_missing<L: Link, T>(offset: usize) -> bool {
+    offset + size_of::<T>() <= L::MISSING
+}
+
+/// Writes to a place in the missing header. Older verifiers do not know that the map has its element:
+/// then this must not go on to the packet.
+#[inline(always)]
+pub fn write<T: Plain>(offset: usize, value: T) -> Result<(), OutOfBounds> {
+    let header: *mut Header = header().ok_or(OutOfBounds)?;
     // SAFETY: as in `read`.
     unsafe { header.cast::<u8>().add(offset).cast::<T>().write_unaligned(value) };
-    true
+    Ok(())
 }

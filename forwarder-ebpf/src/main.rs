@@ -117,8 +117,7 @@ fn at_tc<L: Link, H: Place>(ctx: &TcContext) -> i32 {
 #[inline(never)]
 fn at_tc_of<A: Tabled, L: Link, H: Place>(ctx: &TcContext) -> i32 {
     let world = Kernel::<H>::of_skb(ctx);
-    let mut packet = TcPacket::<L>::again(ctx);
-    match process::<A, _, _>(&mut packet, &world) {
+    match process::<A, _, _>(&mut TcPacket::<L>::again(ctx), &world) {
         Outcome::Pass => TC_ACT_UNSPEC,
         Outcome::PassMarked => {
             packet_tc::mark(ctx, tables::mark());
@@ -132,11 +131,11 @@ fn at_tc_of<A: Tabled, L: Link, H: Place>(ctx: &TcContext) -> i32 {
             TC_ACT_OK
         }
         Outcome::Admit => TC_ACT_OK,
-        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } if !leaves(ctx, &mut packet) => {
-            TC_ACT_SHOT
+        Outcome::Redirect { .. } | Outcome::RedirectNeighbour { .. } if !prepare::<L>(ctx) => TC_ACT_SHOT,
+        Outcome::Redirect { ifindex } => {
+            // SAFETY: the helper takes plain numbers.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
-        // SAFETY: the helper takes plain numbers.
-        Outcome::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
         Outcome::RedirectNeighbour { ifindex, next_hop } => redirect_to(ifindex, next_hop),
         // Fragments are held at ingress only.
         Outcome::Hold | Outcome::Release if H::HOOK != Hook::TcIngress => TC_ACT_UNSPEC,
@@ -145,10 +144,10 @@ fn at_tc_of<A: Tabled, L: Link, H: Place>(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Makes a packet ready to be redirected.
+/// Makes a packet ready for its redirect. False: there is no memory for the header that it lacks.
 #[inline(always)]
-fn leaves<L: Link>(ctx: &TcContext, packet: &mut TcPacket<'_, L>) -> bool {
-    if packet.complete().is_err() {
+fn prepare<L: Link>(ctx: &TcContext) -> bool {
+    if TcPacket::<L>::again(ctx).complete().is_err() {
         warn!(ctx, "no memory for the header of a packet of {} bytes", ctx.len());
         return false;
     }

@@ -165,8 +165,8 @@ impl<L: Link> Packet for TcPacket<'_, L> {
 
     #[inline(always)]
     fn write<T: Plain>(&mut self, offset: usize, value: T) -> Result<(), OutOfBounds> {
-        if link::write::<L, T>(offset, value) {
-            return Ok(());
+        if link::is_missing::<L, T>(offset) {
+            return link::write(offset, value);
         }
         let place = self.place(offset, size_of::<T>())? as *mut T;
         // SAFETY: as in `read`; the kernel has unshared the skb's head for a program that writes.
