@@ -28,6 +28,7 @@ pub enum Kept {
 
 /// Keeps a copy. The core has seen to it that it fits.
 #[inline(always)]
+#[expect(clippy::manual_range_contains, reason = "of a range the verifier learns no least value")]
 pub fn hold<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u32, now: u64) -> Kept {
     let len = (ctx.len() as usize).wrapping_sub(L::PRESENT);
     let Some(held) = tables::holding() else { return Kept::Gone };
@@ -67,6 +68,7 @@ pub fn release<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u
 
 /// Puts a held packet in the place of the one in hand. The Ethernet header stays.
 #[inline(always)]
+#[expect(clippy::manual_range_contains, reason = "of a range the verifier learns no least value")]
 fn become_held<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>) -> Result<(), ()> {
     let held = tables::held(key).ok_or(())?;
     let len = held.len as usize;
