@@ -49,8 +49,8 @@ pub trait Flows<A: Family>: Sessions {
 
 /// What to ask the kernel's routing for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouteQuery<A> {
-    pub tuple: Tuple<A>,
+pub struct RouteQuery<'q, A> {
+    pub tuple: &'q Tuple<A>,
     pub protocol: u8,
     /// See [`crate::parse::Datagram::class`].
     pub class: u32,
@@ -101,7 +101,7 @@ pub trait World<A: Address>: Surroundings {
     /// Whether a socket of the host itself takes packets of this tuple: one that listens, or whose
     /// connection they belong to.
     fn has_socket(&self, tuple: &Tuple<A>, protocol: u8) -> bool;
-    fn route(&self, query: &RouteQuery<A>) -> Route;
+    fn route(&self, query: &RouteQuery<'_, A>) -> Route;
 }
 
 /// Where the core counts.

@@ -103,8 +103,11 @@ pub trait Tabled: Family {
     /// Writes a tuple in the form in which sockets are looked for; gives the form's length.
     fn seek(tuple: &Tuple<Self>, sought: &mut SocketTuple) -> u32;
 
-    /// Puts the query's addresses and class into the parameters of a look-up.
-    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup);
+    /// An address as the kernel's structures that hold either family have it.
+    fn words(address: Self) -> [u32; 4];
+
+    /// [`RouteQuery::class`] likewise.
+    fn class(class: u32) -> u32;
 
     /// This CPU's workspace; always there.
     #[inline(always)]
@@ -153,10 +156,14 @@ impl Tabled for Ipv4 {
     }
 
     #[inline(always)]
-    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup) {
-        params.__bindgen_anon_2.tos = query.class as u8;
-        params.__bindgen_anon_3.ipv4_src = query.tuple.src.word();
-        params.__bindgen_anon_4.ipv4_dst = query.tuple.dst.word();
+    fn words(address: Self) -> [u32; 4] {
+        [address.word(), 0, 0, 0]
+    }
+
+    /// A byte, the first.
+    #[inline(always)]
+    fn class(class: u32) -> u32 {
+        u32::from_ne_bytes([class as u8, 0, 0, 0])
     }
 }
 
@@ -198,11 +205,25 @@ impl Tabled for Ipv6 {
     }
 
     #[inline(always)]
-    fn ask(query: &RouteQuery<Self>, params: &mut FibLookup) {
-        params.__bindgen_anon_2.flowinfo = query.class;
-        params.__bindgen_anon_3.ipv6_src = query.tuple.src.words();
-        params.__bindgen_anon_4.ipv6_dst = query.tuple.dst.words();
+    fn words(address: Self) -> [u32; 4] {
+        address.words()
     }
+
+    #[inline(always)]
+    fn class(class: u32) -> u32 {
+        class
+    }
+}
+
+/// What is asked of the kernel's routing, and its answer: too much for the stack.
+#[map]
+static LOOKUP: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's; always there.
+#[inline(always)]
+fn lookup() -> Option<&'static mut FibLookup> {
+    // SAFETY: as in `Tabled::workspace`.
+    LOOKUP.get_ptr_mut(0).map(|params| unsafe { &mut *params })
 }
 
 /// Bytes of a packet that are summed at once: the most that `bpf_csum_diff` takes.
@@ -409,18 +430,19 @@ impl<H: Place> Kernel<H> {
 
     /// `bpf_fib_lookup` as for a packet that came in by this interface: policy rules and VRFs count.
     #[inline(always)]
-    fn fib<A: Tabled>(&self, query: &RouteQuery<A>) -> (i64, FibLookup) {
-        // SAFETY: integers and byte arrays only; all zeroes are a valid value.
-        let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    fn fib<A: Tabled>(&self, query: &RouteQuery<'_, A>, params: &mut FibLookup) -> i64 {
         params.family = A::AF as u8;
         params.l4_protocol = query.protocol;
         params.sport = query.tuple.src_port.word();
         params.dport = query.tuple.dst_port.word();
+        params.__bindgen_anon_1.tot_len = 0;
         params.ifindex = self.ifindex;
-        A::ask(query, &mut params);
+        params.__bindgen_anon_2.flowinfo = A::class(query.class);
+        params.__bindgen_anon_3.ipv6_src = A::words(query.tuple.src);
+        params.__bindgen_anon_4.ipv6_dst = A::words(query.tuple.dst);
+        params.__bindgen_anon_5.tbid = 0;
         // SAFETY: the context is this program's own, the block is of the size given.
-        let answer = unsafe { bpf_fib_lookup(self.ctx, &raw mut params, size_of::<FibLookup>() as i32, 0) };
-        (answer, params)
+        unsafe { bpf_fib_lookup(self.ctx, &raw mut *params, size_of::<FibLookup>() as i32, 0) }
     }
 }
 
@@ -504,8 +526,9 @@ impl<A: Tabled, H: Place> World<A> for Kernel<H> {
     }
 
     #[inline(always)]
-    fn route(&self, query: &RouteQuery<A>) -> Route {
-        let (answer, params) = self.fib(query);
+    fn route(&self, query: &RouteQuery<'_, A>) -> Route {
+        let Some(params) = lookup() else { return Route::None(Reason::NoRoute) };
+        let answer = self.fib(query, params);
         // SAFETY: the family says which of the union's members the kernel has written.
         let next_hop = unsafe {
             match params.family as u32 {

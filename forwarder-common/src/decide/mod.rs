@@ -388,7 +388,10 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
     fn check_source(&mut self, datagram: &Datagram<A>, arrival: &Arrival) -> Result<(), Reason> {
         let ifindex = self.world.ifindex();
         let side_of = |ifindex| self.world.interface(ifindex).map(|interface| interface.side);
-        let back = match self.world.route(&back_to(datagram.tuple.src)) {
+        // How the router itself would send to it.
+        let to = Tuple { dst: datagram.tuple.src, ..Tuple::NOTHING };
+        let back = RouteQuery { tuple: &to, protocol: 0, class: 0 };
+        let back = match self.world.route(&back) {
             Route::Known { hop, next_hop } => {
                 if hop.ifindex == ifindex
                     && hop.macs.dst() == arrival.macs.src()
@@ -852,7 +855,7 @@ fn find_way<A: Family, W: World<A>>(
     world: &W,
     way: &mut Way,
 ) -> Result<(), Reason> {
-    let query = RouteQuery { tuple: *to, protocol: datagram.protocol, class: datagram.class };
+    let query = RouteQuery { tuple: to, protocol: datagram.protocol, class: datagram.class };
     match world.route(&query) {
         Route::Known { hop, next_hop } => {
             let (mtu, from_xdp) = check_egress(hop.ifindex, egress, world)?;
@@ -982,12 +985,6 @@ fn may_open<A: Family, W: World<A>>(datagram: &Datagram<A>, rule: &Rule, world: 
         return Err(Reason::NotAllowed);
     }
     Ok(())
-}
-
-/// How the router itself would send to `address`.
-#[inline(always)]
-fn back_to<A: Address>(address: A) -> RouteQuery<A> {
-    RouteQuery { tuple: Tuple { dst: address, ..Tuple::NOTHING }, protocol: 0, class: 0 }
 }
 
 /// Whether no honest packet has its source.

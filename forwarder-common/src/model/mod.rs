@@ -290,7 +290,7 @@ impl<A: Address, const HOOK: usize> World<A> for At<'_, HOOK> {
             && self.machine.sockets.contains(&(protocol, tuple.dst_port.number()))
     }
 
-    fn route(&self, query: &RouteQuery<A>) -> Route {
+    fn route(&self, query: &RouteQuery<'_, A>) -> Route {
         let next_hop = query.tuple.dst.mapped();
         known(query.tuple.dst)
             .map_or(Route::None(Reason::NoRoute), |address| self.machine.route_to(address, next_hop))
