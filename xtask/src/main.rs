@@ -42,13 +42,17 @@ enum Command {
     Demo,
     /// Checks the format, lints, and runs every test; needs root
     #[command(
-        after_help = "Example:\n  cargo xtask test\n  cargo xtask test -- hairpin\n  cargo xtask test --vm"
+        after_help = "Example:\n  cargo xtask test\n  cargo xtask test -- hairpin\n  cargo xtask test --vm\n  cargo xtask test --long"
     )]
     Test {
         /// Only the end-to-end tests of kinds of interfaces (or those named), in virtual machines with
         /// Debian's Linux 6.1 and 6.12
         #[arg(long)]
         vm: bool,
+        /// Only the tests that take minutes: a million random frames through the programs and through the
+        /// core on the host, a million sessions
+        #[arg(long, conflicts_with = "vm")]
+        long: bool,
         /// What to pass on to the tests: a part of their names, or options of the test harness
         #[arg(last = true)]
         filter: Vec<String>,
@@ -71,7 +75,8 @@ fn run(command: Command) -> Result<()> {
         Command::Setup { toolchain } => setup::run(&workspace, toolchain),
         Command::Build => build::run(&workspace),
         Command::Demo => demo::run(&workspace),
-        Command::Test { vm: true, filter } => test_vm::run(&workspace, &filter),
-        Command::Test { vm: false, filter } => test::run(&workspace, &filter),
+        Command::Test { vm: true, filter, .. } => test_vm::run(&workspace, &filter),
+        Command::Test { long: true, filter, .. } => test::run_long(&workspace, &filter),
+        Command::Test { filter, .. } => test::run(&workspace, &filter),
     }
 }

@@ -38,18 +38,34 @@ pub fn run(workspace: &Workspace, filter: &[String]) -> Result<()> {
         process::run(host_side(workspace, "build").arg("--all-targets"))
     })?;
     steps.run("tests", || {
-        let programs = workspace.target.join("debug");
         process::run(
-            host_side(workspace, "test")
-                .args(["--no-fail-fast", "--"])
+            with_programs(host_side(workspace, "test").args(["--no-fail-fast", "--"]), workspace)
                 .args(filter)
-                .env("RUST_TEST_THREADS", threads())
-                .env("FORWARDERD", programs.join("forwarderd"))
-                .env("FORWARDERCTL", programs.join("forwarderctl")),
+                .env("RUST_TEST_THREADS", threads()),
         )
     })?;
     steps.summary();
     Ok(())
+}
+
+/// Runs the tests that take minutes, one after the other: they measure.
+pub fn run_long(workspace: &Workspace, filter: &[String]) -> Result<()> {
+    ensure_root("the tests make network namespaces and load eBPF programs", "test --long")?;
+    setup::ensure(workspace, Preference::Auto)?;
+    process::run(host_side(workspace, "build").arg("--all-targets"))?;
+    let mut tests = cargo(workspace);
+    tests.args(["test", "--package", "forwarder", "--test", "differential", "--test", "million", "--"]);
+    process::run(
+        with_programs(&mut tests, workspace)
+            .args(["--ignored", "--nocapture", "--test-threads", "1"])
+            .args(filter),
+    )
+}
+
+/// Tells the tests which programs to try.
+fn with_programs<'c>(command: &'c mut Command, workspace: &Workspace) -> &'c mut Command {
+    let programs = workspace.target.join("debug");
+    command.env("FORWARDERD", programs.join("forwarderd")).env("FORWARDERCTL", programs.join("forwarderctl"))
 }
 
 /// The end-to-end tests wait more than they compute: three for each core, unless told otherwise.

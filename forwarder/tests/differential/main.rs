@@ -24,8 +24,10 @@ use shots::{Random, Shot};
 
 /// Frames between two clearings of the flow tables.
 const ROUND: usize = 400;
-/// Rounds for each program.
+/// Rounds for each program and its flags.
 const ROUNDS: u64 = 40;
+/// Rounds of the long form: more than a million frames in all.
+const LONG_ROUNDS: u64 = 640;
 /// A hop is asked anew after a second, on a clock that the model does not share.
 const ROUND_LIMIT: Duration = Duration::from_millis(800);
 
@@ -61,13 +63,29 @@ fn programs_stay_within_their_verifier_budget() {
     }
 }
 
+#[test]
+#[ignore = "takes minutes: cargo xtask test --long"]
+fn a_million_frames_fare_alike() {
+    for (hook, flags) in
+        [(Hook::Xdp, XDP_TARGET), (Hook::Xdp, 0), (Hook::TcIngress, XDP_TARGET), (Hook::TcEgress, XDP_TARGET)]
+    {
+        // Other seeds than the short form's.
+        compare_rounds(hook, flags, LONG_ROUNDS, 1 << 32);
+        println!("{}: {} frames", hook.name(), LONG_ROUNDS * ROUND as u64);
+    }
+}
+
 fn compare(hook: Hook, flags: u8) {
+    compare_rounds(hook, flags, ROUNDS, 0);
+}
+
+fn compare_rounds(hook: Hook, flags: u8, rounds_wanted: u64, first_seed: u64) {
     let mut kernel = Kernel::new(flags);
-    let (mut rounds, mut seed, mut reasons, mut releases) = (0, 0, Counts::default(), 0);
-    while rounds < ROUNDS {
+    let (mut rounds, mut seed, mut reasons, mut releases) = (0, first_seed, Counts::default(), 0);
+    while rounds < rounds_wanted {
         seed += 1;
         assert!(
-            seed < ROUNDS * 4,
+            seed < first_seed + rounds_wanted * 4,
             "most rounds took longer than {ROUND_LIMIT:?}: is the machine overloaded?"
         );
         let start = Instant::now();

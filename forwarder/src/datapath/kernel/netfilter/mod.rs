@@ -87,8 +87,15 @@ impl HostFilter {
                 log::warn!("somebody has removed or changed the nftables table {TABLE}: it is put back");
             }
             install(self.mark)?;
-            generation = generation::read()?;
+            // Each transaction raises it by one: where there was another, what is listed may not be ours
+            // as it was installed.
+            let installed = generation.wrapping_add(1).max(1);
             ruleset = Ruleset::parse(&list()?)?;
+            if generation::read()? != installed {
+                self.seen = None;
+                return Ok(());
+            }
+            generation = installed;
             self.own = ruleset.of_table(TABLE);
         }
         let findings = ruleset.find(self.mark, &self.external, &self.internal);
