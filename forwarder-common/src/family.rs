@@ -31,6 +31,10 @@ pub trait Family: Address {
     /// the core has no say in it. `whole`: fragments are not wanted here.
     fn parse<P: Packet>(packet: &mut P, whole: bool, datagram: &mut Datagram<Self>) -> Result<(), Reason>;
 
+    /// Whether it is a header that may stand in front of TCP and UDP. A later fragment may name one: it is
+    /// in the first then.
+    fn is_extension(protocol: u8) -> bool;
+
     /// Whether an ICMP message of this type quotes a packet that had a problem.
     fn is_error(kind: u8) -> bool;
 

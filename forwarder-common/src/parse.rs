@@ -149,9 +149,8 @@ pub fn payload<A: Family, P: Packet>(
     if whole && !fragment.is_whole() {
         return Err(Reason::Fragment);
     }
-    // Of a later IPv6 fragment it may be an extension header's.
     let is_ours = protocol == tcp::NUMBER || protocol == udp::NUMBER;
-    let may_be_ours = is_ours || fragment.is_later() && !A::FRAGMENTS_SHARE_PROTOCOL;
+    let may_be_ours = is_ours || fragment.is_later() && A::is_extension(protocol);
     if !may_be_ours && protocol != A::ICMP {
         return Err(Reason::OtherProtocol);
     }

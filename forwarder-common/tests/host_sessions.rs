@@ -8,7 +8,7 @@ use common::*;
 use forwarder_common::{
     flow::Side,
     layout::Hook,
-    model::scenario::{CLIENT, FrameSpec, OTHER_CLIENT, W, tcp_flags::*},
+    model::scenario::{CLIENT, DMZ_PORTS, FrameSpec, OTHER_CLIENT, W, tcp_flags::*},
     pipeline::Outcome,
     reason::Reason,
     wire::{tcp, udp},
@@ -88,5 +88,44 @@ fn an_idle_session_of_the_host_gives_its_port_up() {
         assert_eq!(incoming(&mut rig, Hook::Xdp, protocol, PEER, PORT), Some(Reason::HostSession));
         rig.machine.now += idle;
         assert_ne!(incoming(&mut rig, Hook::Xdp, protocol, PEER, PORT), Some(Reason::HostSession));
+    }
+}
+
+/// Else a stranger who knows whom the host talks to could have the answers with one packet.
+#[test]
+fn a_packet_of_anybody_does_not_take_the_answers_to_the_host() {
+    for protocol in [tcp::NUMBER, udp::NUMBER] {
+        let mut rig = Rig::new();
+        let spoofed = FrameSpec::inward(&rig.router, protocol, PEER, PORT).bytes();
+        rig.take(Hook::TcIngress, Side::External, &spoofed);
+        assert_eq!(rig.flows.half_open.len(), 2);
+        let frame = own(&rig, protocol, PORT).bytes();
+        rig.take(Hook::TcEgress, Side::External, &frame);
+        assert_eq!(incoming(&mut rig, Hook::TcIngress, protocol, PEER, PORT), Some(Reason::HostSession));
+        assert!(rig.flows.half_open.is_empty());
+    }
+}
+
+#[test]
+fn what_the_host_refuses_or_sends_while_no_rule_is_open_is_not_noted() {
+    let mut rig = Rig::new();
+    let refusal = FrameSpec { flags: RST | ACK, ..own(&rig, tcp::NUMBER, PORT) }.bytes();
+    rig.take(Hook::TcEgress, Side::External, &refusal);
+    // Of a rule that has expired.
+    let frame = own(&rig, tcp::NUMBER, 7003).bytes();
+    rig.take(Hook::TcEgress, Side::External, &frame);
+    assert!(rig.flows.host_sessions.is_empty());
+}
+
+/// They would drive out what hangs on being noted: the sessions of the host's NAT.
+#[test]
+fn beside_a_dmz_host_the_hosts_sockets_are_not_noted() {
+    for protocol in [tcp::NUMBER, udp::NUMBER] {
+        let mut rig = Rig::new();
+        for (port, noted) in [(DMZ_PORTS.1, 0), (DMZ_PORTS.0, 1)] {
+            let frame = own(&rig, protocol, port).bytes();
+            rig.take(Hook::TcEgress, Side::External, &frame);
+            assert_eq!(rig.flows.host_sessions.len(), noted, "{port}");
+        }
     }
 }

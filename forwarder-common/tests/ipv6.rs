@@ -431,3 +431,17 @@ fn an_ipv4_route_may_lead_to_an_ipv6_gateway() {
     assert_eq!(taken.outcome, Outcome::RedirectNeighbour { ifindex: rig.router.lan.0, next_hop: gateway });
     assert_eq!(Ipv4::from_mapped(gateway), None);
 }
+
+/// Row 16: tunnels of the router itself.
+#[test]
+fn fragments_of_other_protocols_are_not_held() {
+    let mut rig = Rig::new();
+    let payload = vec![7; 100];
+    let frame = FrameSpec { payload, ..client(&rig, udp::NUMBER, &[]) }.bytes();
+    for (at, mut piece) in fragmented(&frame, 40).into_iter().enumerate().rev() {
+        // Next header, in the fragment header.
+        piece[54] = 50;
+        let taken = rig.take(Hook::TcIngress, Side::External, &piece);
+        assert_eq!(taken.reason, Some(Reason::OtherProtocol), "piece {at}");
+    }
+}

@@ -321,3 +321,19 @@ fn in_ipv6_a_source_is_a_64() {
         assert_eq!(rig.take(hook, Side::External, &neighbour).reason, Some(Reason::SourceLimit));
     }
 }
+
+/// A target may take a RST for none of its connection that the router takes for one.
+#[test]
+fn a_session_that_has_left_its_place_does_not_go_on_without() {
+    for hook in INGRESS {
+        let mut rig = Rig::new();
+        let session = Session::of(tcp::NUMBER, CLIENT, hook);
+        session.establish(&mut rig).unwrap();
+        session.inward(&mut rig, RST, 1000, 0);
+        assert_eq!(session.prove(&mut rig), Some(Reason::NoFlow));
+        session.inward(&mut rig, RST, 1001, 0);
+        // Begun anew, it has its place again.
+        session.establish(&mut rig).unwrap();
+        assert_eq!(session.prove(&mut rig), Some(Reason::Forwarded));
+    }
+}

@@ -60,7 +60,9 @@ pub fn release<A: Tabled, L: Link>(ctx: &TcContext, key: &HeldKey<A>, ifindex: u
     if unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, u64::from(BPF_F_INGRESS)) } != 0 {
         return Kept::Gone;
     }
-    if become_held::<A, L>(ctx, key).is_err() || A::held().remove(key).is_err() {
+    let became = become_held::<A, L>(ctx, key);
+    // Also where that was refused: the clone, which comes in next, would find it there and be cloned anew.
+    if A::held().remove(key).is_err() || became.is_err() {
         return Kept::Gone;
     }
     again(ifindex)

@@ -71,6 +71,7 @@ pub fn forwarder_egress(ctx: TcContext) -> i32 {
 /// On an interface without Ethernet headers.
 #[classifier]
 pub fn forwarder_ingress_l3(ctx: TcContext) -> i32 {
+    packet_tc::clear_done(&ctx);
     at_tc::<Bare, AtTcIngress>(&ctx)
 }
 

@@ -7,10 +7,12 @@
 use super::{Core, Keys};
 use crate::{
     family::Family,
-    flow::{FlowKey, Side},
+    flow::{FlowKey, Side, UNANSWERED},
     parse::{Datagram, Transport},
     reason::Reason,
+    rule::DMZ,
     tables::{Counters, Flows, Stage, World},
+    tcp as tcp_flags,
     wire::tcp,
 };
 
@@ -42,16 +44,36 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         if !matches!(datagram.transport, Transport::Tcp | Transport::Udp) {
             return Err(Reason::NoMatch);
         }
-        self.world.rule_for(tuple.src, datagram.protocol, tuple.src_port.number()).ok_or(Reason::NoMatch)?;
+        // A refusal begins no session.
+        if datagram.segment.flags & tcp_flags::RST != 0 {
+            return Err(Reason::NoMatch);
+        }
+        let slot = self
+            .world
+            .rule_for(tuple.src, datagram.protocol, tuple.src_port.number())
+            .ok_or(Reason::NoMatch)?;
+        let rule = self.world.rule(slot).filter(|rule| rule.is_open(self.now)).ok_or(Reason::NoMatch)?;
         keys.other = FlowKey::new(tuple.reversed(), datagram.protocol, Side::External);
+        // A DMZ host leaves alone what sockets take: to note all of that would only drive out what the
+        // host's NAT has opened.
+        if rule.flags & DMZ != 0 && self.world.has_socket(&keys.other.tuple, datagram.protocol) {
+            return Err(Reason::NoMatch);
+        }
         if let Some(last_seen) = self.flows.host_session(&keys.other) {
             *last_seen = self.now;
             return Ok(());
         }
-        for stage in [Stage::Established, Stage::HalfOpen] {
-            if self.flows.find(stage, &keys.other).is_some() {
+        if self.flows.find(Stage::Established, &keys.other).is_some() {
+            return Err(Reason::NoMatch);
+        }
+        if let Some(flow) = self.flows.find(Stage::HalfOpen, &keys.other) {
+            if flow.progress != UNANSWERED {
                 return Err(Reason::NoMatch);
             }
+            // Anybody could have sent that one packet, to have the answers that the host waits for.
+            keys.here = flow.other_key(&keys.other);
+            self.flows.remove(Stage::HalfOpen, &keys.other);
+            self.flows.remove(Stage::HalfOpen, &keys.here);
         }
         self.flows.note_host_session(&keys.other, self.now);
         Ok(())

@@ -214,6 +214,8 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         self.scratch.stage = stage;
         let Some(rule) = carrier(flow, datagram.protocol, self.world, self.now) else {
             if flow.direction == OUTWARD {
+                // As long as the target goes on, it is not to leave with its private source.
+                flow.last_seen = self.now;
                 return Followed::Stopped(Reason::Cut);
             }
             self.scratch.is_cut = datagram.protocol == wire::tcp::NUMBER && !datagram.segment.is_syn();
@@ -225,6 +227,9 @@ impl<A: Family, F: Flows<A>, W: World<A>, C: Counters> Core<'_, A, F, W, C> {
         };
         if datagram.transport == Transport::Malformed {
             return Followed::Stopped(Reason::BadL4Length);
+        }
+        if rule.counts_sessions() && outlives_its_reset(flow, datagram) {
+            return Followed::Stopped(Reason::NoFlow);
         }
         if reopens(flow, datagram) {
             keys.other = flow.other_key(&keys.here);
@@ -688,6 +693,14 @@ fn may_enter<W: Surroundings>(direction: u8) -> Result<(), Reason> {
         (_, INWARD) => Ok(()),
         _ => Err(Reason::LeftToStack),
     }
+}
+
+/// Whether it is a client's segment behind a RST that left its place to another session: the target may
+/// have taken that for none of its connection, and the session would go on uncounted.
+#[inline(always)]
+fn outlives_its_reset<A: Family>(flow: &Flow<A>, datagram: &Datagram<A>) -> bool {
+    let ended = flow.ended & RESET != 0 && flow.direction == INWARD;
+    ended && !datagram.segment.is_syn() && datagram.segment.flags & tcp::RST == 0
 }
 
 /// Whether it is a client's SYN on a connection that is over: it starts a new one (RFC 9293

@@ -61,6 +61,11 @@ impl Family for Ipv4 {
         parse::payload(packet, whole, header_len, datagram)
     }
 
+    #[inline(always)]
+    fn is_extension(_protocol: u8) -> bool {
+        false
+    }
+
     /// Destination unreachable, time exceeded, parameter problem. (Source quench is deprecated, RFC 6633;
     /// a redirect concerns the link it was sent on.)
     #[inline(always)]

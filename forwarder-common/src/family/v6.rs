@@ -44,7 +44,7 @@ impl Family for Ipv6 {
         // No router fragments an IPv6 packet (RFC 8200 section 4.5).
         datagram.dont_fragment = true;
         datagram.fragment.headers = ipv6::LEN as u32;
-        if is_extension(fixed.next_header) {
+        if Self::is_extension(fixed.next_header) {
             packet.reach(ethernet::LEN + ipv6::MAX_LEN + tcp::MIN_LEN).map_err(|_| Reason::ShortFrame)?;
             let mut chain = Chain { protocol: fixed.next_header, header_len: ipv6::LEN as u32 };
             look_through(packet, ethernet::LEN, ip_len, &mut chain, &mut datagram.fragment)?;
@@ -52,6 +52,12 @@ impl Family for Ipv6 {
         }
         let header_len = datagram.header_len;
         parse::payload(packet, whole, header_len & Self::HEADER_LEN_MASK, datagram)
+    }
+
+    /// (Not among them: the authentication header, whose packets no translation survives.)
+    #[inline(always)]
+    fn is_extension(protocol: u8) -> bool {
+        matches!(protocol, ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS)
     }
 
     #[inline(always)]
@@ -72,7 +78,7 @@ impl Family for Ipv6 {
         }
         let mut chain = Chain { protocol: fixed.next_header, header_len: ipv6::LEN as u32 };
         let mut fragment = Fragment::NOTHING;
-        if is_extension(fixed.next_header) {
+        if Self::is_extension(fixed.next_header) {
             look_through(packet, at, room, &mut chain, &mut fragment)?;
         }
         if fragment.is_later() {
@@ -150,13 +156,6 @@ struct Chain {
     header_len: u32,
 }
 
-/// Whether it is a header that may stand in front of TCP and UDP. (Not among them: the authentication
-/// header, whose packets no translation survives.)
-#[inline(always)]
-fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::FRAGMENT | ipv6::DESTINATION_OPTIONS)
-}
-
 /// Goes along the extension headers of the IP header at `at`, whose packet has `ip_len` bytes from there,
 /// up to the first that is none, or to the fragment header of a fragment behind the first. (A function of
 /// its own: see [`crate::decide::Core::claim`].)
@@ -170,7 +169,7 @@ fn look_through<P: Packet>(
 ) -> Result<(), Reason> {
     let (mut protocol, mut header_len) = (chain.protocol, chain.header_len);
     let mut left = MAX_EXTENSIONS;
-    while is_extension(protocol) {
+    while Ipv6::is_extension(protocol) {
         if left == 0 {
             return Err(Reason::ExtensionHeaders);
         }

@@ -355,7 +355,8 @@ impl Controller {
 
     /// The epoch of `old` once it is `spec`: another one cuts flows.
     fn next_epoch(&mut self, old: &Rule, spec: &Spec, cut: bool) -> Result<Epoch, Error> {
-        let cut = cut || old.spec.enabled && !spec.enabled;
+        // The host's connection tracking has seen nothing of a running session, or keeps what it has seen.
+        let cut = cut || old.spec.enabled && !spec.enabled || old.spec.via != spec.via;
         // UDP moves to another target at once, established TCP stays to its end.
         let moves = spec.target != old.spec.target;
         Ok(Epoch {

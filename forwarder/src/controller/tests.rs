@@ -6,7 +6,7 @@ use super::*;
 use crate::datapath::fake::FakeDatapath;
 use crate::datapath::{Count, FlowRecord};
 use crate::network::Interface;
-use crate::rule::{AllowList, State};
+use crate::rule::{AllowList, State, Via};
 
 /// A controller on a fake data path, with `wan` at 203.0.113.10 and `lan` at 10.0.0.1.
 struct Bench {
@@ -674,6 +674,18 @@ fn a_rule_may_wait_for_an_interface_that_is_configured_but_not_there_yet() {
     later.interfaces.push(interface(3, "ppp0", &["192.0.2.5", "2001:db8::5"]));
     bench.controller.network_changed(later);
     assert_eq!(bench.kernel(0).externals, ["192.0.2.5".parse::<IpAddr>().unwrap()]);
+}
+
+/// The host's connection tracking would take a running session's next packet for another one's.
+#[test]
+fn another_way_cuts_what_runs() {
+    let mut bench = bench();
+    bench.add(&web()).unwrap();
+    let before = bench.kernel(0).epoch;
+    let change = Request { via: Some(Via::Stack), ..Request::default() };
+    bench.controller.set(&RuleRef::Id(1), &change, "alice").unwrap();
+    let after = bench.kernel(0);
+    assert!(after.via_stack && after.epoch.tcp > before.tcp && after.epoch.udp > before.udp);
 }
 
 #[test]

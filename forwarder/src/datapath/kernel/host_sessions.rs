@@ -29,8 +29,9 @@ pub struct Answer {
     pub dst: SocketAddr,
 }
 
-/// Ports that rules have: address, protocol, first port, and the last one. They do not overlap.
-type Claims = BTreeMap<(IpAddr, u8, u16), u16>;
+/// Ports that rules have: whether it is a DMZ host's, address, protocol, first port, and the last one. Those
+/// of DMZ hosts do not overlap each other, nor do all others.
+type Claims = BTreeMap<(bool, IpAddr, u8, u16), u16>;
 
 pub struct HostSessions {
     map: maps::HashMap<MapData, FlowKey<Ipv6>, u64>,
@@ -48,7 +49,7 @@ impl HostSessions {
         let claims = claims(wanted);
         let new: Claims = claims
             .iter()
-            .filter(|claim| !self.claims.contains_key(claim.0))
+            .filter(|(key, last)| self.claims.get(key) != Some(*last))
             .map(|(key, last)| (*key, *last))
             .collect();
         self.claims = claims;
@@ -75,7 +76,8 @@ fn claims(rules: &[KernelRule]) -> Claims {
         let protocols = [(rule.protocol.tcp(), tcp::NUMBER), (rule.protocol.udp(), udp::NUMBER)];
         for (_, protocol) in protocols.into_iter().filter(|(is_its, _)| *is_its) {
             for external in &rule.externals {
-                claims.insert((*external, protocol, rule.external_ports.first), rule.external_ports.last);
+                let first = (rule.dmz, *external, protocol, rule.external_ports.first);
+                claims.insert(first, rule.external_ports.last);
             }
         }
     }
@@ -84,8 +86,12 @@ fn claims(rules: &[KernelRule]) -> Claims {
 
 fn is_claimed(claims: &Claims, answer: &Answer) -> bool {
     let (address, port) = (answer.dst.ip(), answer.dst.port());
-    let before = claims.range(..=(address, answer.protocol, port)).next_back();
-    before.is_some_and(|(claim, last)| (claim.0, claim.1) == (address, answer.protocol) && port <= *last)
+    [false, true].into_iter().any(|dmz| {
+        let before = claims.range(..=(dmz, address, answer.protocol, port)).next_back();
+        before.is_some_and(|(claim, last)| {
+            (claim.0, claim.1, claim.2) == (dmz, address, answer.protocol) && port <= *last
+        })
+    })
 }
 
 fn key(answer: &Answer) -> FlowKey<Ipv6> {
@@ -121,7 +127,11 @@ mod tests {
     #[test]
     fn answers_are_claimed_by_address_protocol_and_port() {
         let w = IpAddr::from([203, 0, 113, 1]);
-        let claims = Claims::from([((w, 6, 40_000), 40_009), ((w, 17, 53), 53), ((w, 6, 50_000), 50_000)]);
+        let claims = Claims::from([
+            ((false, w, 6, 40_000), 40_009),
+            ((false, w, 17, 53), 53),
+            ((false, w, 6, 50_000), 50_000),
+        ]);
         let is = |protocol, address: [u8; 4], port| {
             let (src, dst) = (SocketAddr::new(w, 1), SocketAddr::new(address.into(), port));
             is_claimed(&claims, &Answer { protocol, src, dst })
@@ -134,6 +144,16 @@ mod tests {
             assert!(!is(6, [203, 0, 113, 1], port), "{port}");
         }
         assert!(is(17, [203, 0, 113, 1], 53));
+    }
+
+    #[test]
+    fn a_dmz_host_claims_what_lies_between_the_ports_of_other_rules() {
+        let w = IpAddr::from([203, 0, 113, 1]);
+        let claims = Claims::from([((true, w, 6, 1), 65_535), ((false, w, 6, 8080), 8080)]);
+        for port in [1, 8080, 40_000] {
+            let (src, dst) = (SocketAddr::new(w, 1), SocketAddr::new(w, port));
+            assert!(is_claimed(&claims, &Answer { protocol: 6, src, dst }), "{port}");
+        }
     }
 
     #[test]

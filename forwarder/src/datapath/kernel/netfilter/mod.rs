@@ -30,6 +30,12 @@ const LEGACY_INTERVAL: Duration = Duration::from_secs(5);
 
 const FWMARK_REFLECT: &str = "/proc/sys/net/ipv4/fwmark_reflect";
 
+/// Between two looks at the ruleset passes this many times what a look takes: others may change theirs all
+/// the time (fail2ban, containers), and large ones take long to list.
+const PAUSE: u32 = 20;
+/// A table of ours that somebody has removed is back by then.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// The table that exempts our packets, and what is known of everybody else's.
 pub struct HostFilter {
     mark: u32,
@@ -37,6 +43,8 @@ pub struct HostFilter {
     internal: Vec<String>,
     /// The ruleset's generation when it was last looked at; `None` where that has to be done anew.
     seen: Option<u32>,
+    /// When the last look ended, and how long it took.
+    looked: Option<(Instant, Duration)>,
     /// Our table as it was installed.
     own: Vec<Value>,
     findings: Vec<Finding>,
@@ -53,6 +61,7 @@ impl HostFilter {
             external: external.to_vec(),
             internal: internal.to_vec(),
             seen: None,
+            looked: None,
             own: Vec::new(),
             findings: Vec::new(),
             legacy: None,
@@ -64,11 +73,16 @@ impl HostFilter {
     /// Installs the table, or finds that it is there; looks at the others where something has changed.
     pub fn follow(&mut self) {
         let generation = generation::read().ok();
-        if self.seen.is_none() || generation != self.seen {
+        let has_changed = self.seen.is_none() || generation != self.seen;
+        if has_changed
+            && self.looked.is_none_or(|(at, took)| at.elapsed() >= (took * PAUSE).min(LONGEST_PAUSE))
+        {
+            let start = Instant::now();
             match self.look() {
                 Ok(()) => self.failure = None,
                 Err(error) => self.fail(&error),
             }
+            self.looked = Some((Instant::now(), start.elapsed()));
         }
         if self.legacy_seen.is_none_or(|seen| seen.elapsed() >= LEGACY_INTERVAL) {
             let legacy = legacy::warning(self.mark);
